@@ -1,0 +1,44 @@
+# Needs make and Python 3.11 or newer (with venv); everything else is installed into .venv.
+PYTHON ?= python3
+PORT ?= 8000
+DATA ?= .data
+
+.PHONY: help run test check lock clean
+
+help:
+	@echo "make run     start the whole gateway on this machine: http://127.0.0.1:$(PORT)"
+	@echo "             PORT=8000 and DATA=.data choose another port and data folder"
+	@echo "make test    run the tests, on a PostgreSQL and a Valkey of their own"
+	@echo "make check   what CI runs: format, lint, types, tests"
+	@echo "make lock    pin the dependencies of requirements/*.in anew"
+	@echo "make clean   remove .venv and caches; the data stays"
+
+# `exec`: a signal for make's child reaches the supervisor, not a shell in between.
+run: export DATA := $(DATA)
+run: export PORT := $(PORT)
+run: install-run
+	@exec .venv/bin/python -m config.supervisor
+
+test: install-dev
+	.venv/bin/python -m pytest
+
+check: install-dev
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m mypy .
+	.venv/bin/python -m pytest
+
+lock: install-dev
+	@for name in base run dev; do \
+	  .venv/bin/python -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The stamp is a hash, so nothing here depends on the times of files.
+.PHONY: install-run install-dev
+install-run install-dev: install-%:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, and there is no $(PYTHON)." >&2; exit 1; }
+	@$(PYTHON) config/supervisor/install.py $*

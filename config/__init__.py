@@ -1,0 +1,1 @@
+"""The house's wiring: settings, URLs, ASGI entry, Celery, the stores' addresses, and the supervisor of `make run`."""

@@ -1,0 +1,30 @@
+"""`DATABASE_URL` in the form that Django wants."""
+
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+def database_settings(url: str) -> dict[str, Any]:
+    """Parse ``postgresql://user:password@host:port/name?option=value`` (libpq's URI form).
+
+    A unix socket folder is given as ``?host=/folder``; other query parameters become connection options.
+    Raises ImproperlyConfigured for any other scheme: PostgreSQL is the only ledger.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgres", "postgresql"}:
+        raise ImproperlyConfigured("DATABASE_URL must start with postgresql://.")
+    options = dict(parse_qsl(parts.query))
+    host = options.pop("host", None) or (parts.hostname or "")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.lstrip("/")),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": host,
+        "PORT": str(parts.port or ""),
+        "OPTIONS": options,
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+    }

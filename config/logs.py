@@ -1,0 +1,51 @@
+"""Logs: one JSON object a line on standard error, times in UTC, nothing secret.
+
+The request line of the API is written by gateway.requestlog; everything else (Django, Celery, our own warnings)
+passes through here, so that one parser reads all.
+"""
+
+import logging
+import logging.config
+from typing import Any
+
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def configure(options: dict[str, Any]) -> None:
+    """Route the standard library's logging through structlog's JSON renderer. Called by Django at set-up.
+
+    Raises:
+        ImproperlyConfigured: ``LOG_LEVEL`` is none of `LEVELS`.
+    """
+    if options["level"] not in LEVELS:
+        raise ImproperlyConfigured(f"LOG_LEVEL must be one of {', '.join(LEVELS)}, not {options['level']}.")
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "json": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": shared,
+                    "processors": [
+                        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                        structlog.processors.JSONRenderer(),
+                    ],
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "root": {"handlers": ["stderr"], "level": options["level"]},
+            # Django's line for each 4xx answer and httpx's for each call would repeat the request line.
+            "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
+        }
+    )

@@ -1,0 +1,188 @@
+"""Every setting of the gateway, read once from the environment (see docs/settings.md).
+
+A wrong or missing value stops the start with a sentence that names the variable.
+"""
+
+import ipaddress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+from config.databases import database_settings
+from config.environment import process_environment
+from config.redis import parse_address
+
+env = process_environment()
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA = env.data
+DEBUG = env.flag("DEBUG")
+SECRET_KEY = env.text("SECRET_KEY")
+PUBLIC_URL = env.text("PUBLIC_URL").rstrip("/")
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", urlsplit(PUBLIC_URL).hostname or "")
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
+HTTPS = PUBLIC_URL.startswith("https://")
+
+
+def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(word) for word in env.words(name)]
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name} must list networks such as 10.0.0.0/8: {exc}.") from exc
+
+
+def _peppers() -> dict[int, bytes]:
+    """``TOKEN_PEPPERS=1:<secret>[,2:<secret>]``: the highest version signs new secrets, all are accepted."""
+    peppers = {}
+    for word in env.words("TOKEN_PEPPERS", env.text("TOKEN_PEPPERS")):
+        version, colon, pepper = word.partition(":")
+        if not (colon and version.isdigit() and len(pepper) >= 32):
+            raise ImproperlyConfigured("TOKEN_PEPPERS must read 1:<at least 32 characters>[,2:<...>].")
+        peppers[int(version)] = pepper.encode()
+    return peppers
+
+
+# Stores
+DATABASES = {"default": database_settings(env.text("DATABASE_URL"))}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+REDIS_URL = env.text("REDIS_URL")
+_store = parse_address(REDIS_URL)
+CACHE_URL = env.text("CACHE_URL", _store.url(_store.database + 1))
+CACHES = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": CACHE_URL,
+        "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 1},
+    }
+}
+STORE_TIMEOUT = env.number("STORE_TIMEOUT", 0.25, least=0.01)  # seconds for one script call, then 503
+SHARDS = env.integer("SHARDS", 16, least=1)
+
+# Secrets
+TOKEN_PEPPERS = _peppers()
+ENCRYPTION_KEYS = env.words("ENCRYPTION_KEYS", env.text("ENCRYPTION_KEYS"))
+
+# A provider that `manage.py bootstrap` sets up, with one model as the default; all three or none
+PROVIDER_BASE_URL = env.text("PROVIDER_BASE_URL", "")
+PROVIDER_API_KEY = env.text("PROVIDER_API_KEY", "")
+PROVIDER_MODEL = env.text("PROVIDER_MODEL", "")
+
+# The call
+UPSTREAM_CONNECT_TIMEOUT = env.number("UPSTREAM_CONNECT_TIMEOUT", 5, least=0.05)  # seconds
+UPSTREAM_DEADLINE = env.number("UPSTREAM_DEADLINE", 300, least=0.1)  # seconds for the whole upstream call
+UPSTREAM_ANSWER_LIMIT = env.integer("UPSTREAM_ANSWER_LIMIT", 64 * 1024 * 1024, least=1024)  # bytes
+LEASE_SECONDS = UPSTREAM_DEADLINE + env.number("LEASE_MARGIN", 30, least=0.1)
+DISPATCH_WITHIN = env.number("DISPATCH_WITHIN", 5, least=0.1)  # seconds from admit to dispatch, else void
+BODY_LIMIT = 256 * 1024  # bytes
+BODY_TIMEOUT = env.number("BODY_TIMEOUT", 10, least=0.1)  # seconds
+IN_FLIGHT_LIMIT = env.integer("IN_FLIGHT_LIMIT", 10_000, least=1)  # calls a web process
+SETTLE_RETRY_SECONDS = env.number("SETTLE_RETRY_SECONDS", 2, least=0)
+BACKLOG_LIMIT = env.integer("BACKLOG_LIMIT", 1_000_000, least=1)  # undrained events a shard
+DRAIN_SECONDS = env.number("DRAIN_SECONDS", UPSTREAM_DEADLINE + 10, least=1)  # how long a stopping process waits
+TRUSTED_PROXIES = _networks("TRUSTED_PROXIES")
+FAILED_AUTHENTICATION_RATE = env.text("FAILED_AUTHENTICATION_RATE", "60/m")  # per client address
+SPOOL_ROOT = env.path("SPOOL_ROOT", DATA / "spool")
+
+# Images
+IMAGE_ROOT = env.path("IMAGE_ROOT", DATA / "images")
+IMAGE_RETENTION_DAYS = env.integer("IMAGE_RETENTION_DAYS", 30, least=1)
+IMAGE_URL_DAYS = env.integer("IMAGE_URL_DAYS", 7, least=1)
+
+# Operations
+METRICS_NETWORKS = _networks("METRICS_NETWORKS")
+METRICS_TOKEN = env.text("METRICS_TOKEN", "")
+LOG_LEVEL = env.text("LOG_LEVEL", "INFO").upper()
+LOGGING_CONFIG = "config.logs.configure"
+LOGGING = {"level": LOG_LEVEL}
+
+# Celery
+CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", _store.celery_url(_store.database + 2))
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TIMEZONE = "UTC"
+# `expires` keeps a stopped worker's missed ticks from being run one after the other when it returns.
+CELERY_BEAT_SCHEDULE = {
+    "drain": {"task": "usage.drain", "schedule": 1.0, "options": {"expires": 2}},
+    "expire": {"task": "usage.expire", "schedule": 2.0, "options": {"expires": 4}},
+    "guard": {"task": "usage.guard", "schedule": 2.0, "options": {"expires": 4}},
+    "publish": {"task": "tokens.publish", "schedule": 2.0, "options": {"expires": 4}},
+    "compare": {"task": "tokens.compare", "schedule": 60.0, "options": {"expires": 60}},
+    "catalog": {"task": "gateway.publish_catalog", "schedule": 30.0, "options": {"expires": 30}},
+    "images": {"task": "gateway.delete_old_images", "schedule": 3600.0, "options": {"expires": 3600}},
+    "partitions": {"task": "usage.create_partitions", "schedule": 3600.0, "options": {"expires": 3600}},
+}
+
+# Django
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "tokens",
+    "usage",
+    "gateway",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "config.urls"
+ASGI_APPLICATION = "config.asgi.application"
+AUTH_USER_MODEL = "tokens.User"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "config" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "UNAUTHENTICATED_USER": None,
+}
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en"
+STATIC_URL = "/static/"
+STATIC_ROOT = env.path("STATIC_ROOT", DATA / "static")
+LOGIN_URL = "admin:login"
+
+# Transport security follows PUBLIC_URL: behind https everything that can be strict is.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_AGE = 12 * 3600
+SECURE_SSL_REDIRECT = False  # the API answers errors in JSON; redirecting is the proxy's business
+SILENCED_SYSTEM_CHECKS = ["security.W008"]  # asks for that redirect
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"

@@ -1,0 +1,64 @@
+"""The gateway's own programs, as the supervisor runs them."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from config.supervisor import secretfiles
+from config.supervisor.processes import Program
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Granian counts idle connections against this, too, and answers nobody beyond it.
+CONNECTIONS_PER_WORKER = 8192
+LISTEN_BACKLOG = 4096  # what Linux allows by default (net.core.somaxconn)
+
+
+def web(data: Path, environment: Mapping[str, str], port: int) -> Program:
+    """The web server: granian with `WEB_WORKERS` processes (default 1)."""
+    options = ["--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop", "--no-ws"]
+    options += ["--workers", os.environ.get("WEB_WORKERS") or "1"]
+    # A worker killed with -9 would otherwise end the server.
+    options += ["--respawn-failed-workers", "--respawn-interval", "0.2"]
+    options += ["--backlog", str(LISTEN_BACKLOG), "--backpressure", str(CONNECTIONS_PER_WORKER)]
+    options += ["--static-path-route", "/static", "--static-path-mount", str(data / "static")]
+    return _python("web", data, environment, "-m", "granian", *options, "config.asgi:application")
+
+
+def worker(data: Path, environment: Mapping[str, str]) -> Program:
+    """One Celery worker, with the scheduler inside."""
+    options = ["--beat", "--schedule", str(data / "celerybeat-schedule"), "--loglevel", "INFO", "--concurrency", "2"]
+    options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    return _python("worker", data, environment, "-m", "celery", "-A", "config", "worker", *options)
+
+
+def sandbox(data: Path, environment: Mapping[str, str], port: int) -> Program:
+    """The provider that runs on this machine. It gets none of the gateway's settings."""
+    kept = {name: environment[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in environment}
+    own = {
+        "SANDBOX_DATA": str(data / "sandbox"),
+        "SANDBOX_PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "SANDBOX_KEY": secretfiles.read(data, "sandbox_key"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return _python("sandbox", data, {**kept, **own}, "-m", "sandbox", "--host", "127.0.0.1", "--port", str(port))
+
+
+def preparation(data: Path, sandbox_url: str) -> list[str]:
+    """The command that brings the database up to date and prints the demo tenant's details as JSON."""
+    command = [sys.executable, "-m", "config.supervisor.prepare", "--sandbox-url", sandbox_url]
+    command += ["--sandbox-key-file", str(secretfiles.path(data, "sandbox_key"))]
+    command += ["--admin-password-file", str(secretfiles.path(data, "admin_password"))]
+    token = secretfiles.path(data, "demo_token")
+    return [*command, "--token-file", str(token)] if token.exists() else command
+
+
+def _python(name: str, data: Path, environment: Mapping[str, str], *arguments: str) -> Program:
+    return Program(
+        name=name,
+        command=[sys.executable, *arguments],
+        environment=environment,
+        log=data / "logs" / f"{name}.log",
+        folder=ROOT,
+    )

@@ -1,0 +1,1 @@
+"""The call: authentication, validation, the upstream call, images, answers and errors."""

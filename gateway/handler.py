@@ -1,0 +1,142 @@
+"""The lean ASGI handler for the API's paths.
+
+Django still makes the request, resolves the URL and runs the view. Left out is what only serves views that use the
+ORM: the request signals (a thread hop each), the body spooled to a file, a task a request that waits for the client
+to leave, and the middleware, whose work for the API is done here: request ids, CORS, the request log and metrics.
+"""
+
+import logging
+import re
+import time
+from typing import Any
+
+import msgspec
+from django.http import HttpResponse
+from django.urls import Resolver404, get_resolver
+
+from gateway import metrics, requestlog
+from gateway.errors import ApiError, NotFound
+from gateway.headers import origin_headers, preflight_headers
+from gateway.requests import ClientGone, LeanRequest, Receive, Send
+from gateway.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+class LeanHandler:
+    """An ASGI application for the paths of gateway.urls; it owns the process's runtime."""
+
+    runtime: Runtime  # from the server's start-up on
+
+    async def lifespan(self, receive: Receive, send: Send) -> None:
+        """Start and stop the runtime with the server."""
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self.runtime = Runtime()
+                await self.runtime.start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.runtime.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        begun = time.perf_counter()
+        request = LeanRequest(scope, receive, self.runtime)
+        try:
+            response = await self._respond(request)
+        except ClientGone:
+            return
+        self._finish_headers(request, response)
+        head = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.items()],
+        }
+        await send(head)
+        await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else response.content})
+        _record(request, response, time.perf_counter() - begun)
+
+    async def _respond(self, request: LeanRequest) -> HttpResponse:
+        try:
+            match = get_resolver("gateway.urls").resolve(request.path_info)
+        except Resolver404:
+            return _error(request, NotFound("There is nothing at this path."))
+        request.resolver_match = match
+        request.route = match.url_name or "unknown"
+        if request.method == "OPTIONS":
+            return self._preflight(request, match.func)
+        try:
+            response: HttpResponse = await match.func(request, *match.args, **match.kwargs)
+        except ClientGone:
+            raise
+        except ApiError as exc:
+            return _error(request, exc)
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": request.request_id})
+            return _error(request, ApiError("The gateway failed to answer this request."))
+        return response
+
+    def _preflight(self, request: LeanRequest, view: Any) -> HttpResponse:
+        """OPTIONS carries no token, so it is answered from the origins of all tenants together."""
+        handlers = getattr(view, "view_class", None)
+        methods = ", ".join(
+            ["POST", "OPTIONS"] if handlers and hasattr(handlers, "post") else ["GET", "HEAD", "OPTIONS"]
+        )
+        response = HttpResponse(status=204, headers={"Allow": methods})
+        del response["Content-Type"]  # of nothing
+        if request.origin and self._allows(request.origin):
+            _add_headers(response, preflight_headers(request.origin, methods))
+        return response
+
+    def _allows(self, origin: str) -> bool:
+        catalog = self.runtime.catalog
+        return catalog is not None and catalog.allows(origin)
+
+    def _finish_headers(self, request: LeanRequest, response: HttpResponse) -> None:
+        response["X-Request-Id"] = request.request_id
+        theirs = request.META.get("HTTP_X_REQUEST_ID", "")
+        if CLIENT_REQUEST_ID.fullmatch(theirs):
+            response["X-Client-Request-Id"] = theirs
+        if "Content-Length" not in response and response.status_code != 204:
+            response["Content-Length"] = str(len(response.content))
+        if request.origin and request.method != "OPTIONS" and "Access-Control-Allow-Origin" not in response:
+            known = request.known
+            if known.allows_origin(request.origin) if known else self._allows(request.origin):
+                _add_headers(response, origin_headers(request.origin))
+
+
+def _add_headers(response: HttpResponse, headers: dict[str, str]) -> None:
+    for name, value in headers.items():
+        response[name] = value
+
+
+def _error(request: LeanRequest, error: ApiError) -> HttpResponse:
+    request.error_type = error.type
+    body = msgspec.json.encode(error.content(request.request_id))
+    return HttpResponse(body, status=error.status, content_type="application/json", headers=error.headers)
+
+
+def _record(request: LeanRequest, response: HttpResponse, seconds: float) -> None:
+    metrics.request_finished(request.route, response.status_code, request.error_type, seconds)
+    if request.route in {"healthz", "readyz", "metrics"}:
+        return
+    call, known = request.call, request.known
+    requestlog.write(
+        request_id=request.request_id,
+        route=request.route,
+        method=request.method or "",
+        status=response.status_code,
+        ms=seconds * 1000,
+        type=request.error_type,
+        address=request.client_address,
+        tenant=known.tenant if known else None,
+        token=known.token if known else None,
+        upstream_ms=call.upstream_ms if call else None,
+        model=call.model.name if call else "",
+        n=call.asked.n if call else None,
+        client_request_id=response.get("X-Client-Request-Id", ""),
+    )

@@ -1,0 +1,273 @@
+"""Steps 3 to 6 of a call: admit, call, keep, settle. What is admitted here always ends, whatever the client does."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from django.conf import settings
+
+from gateway import metrics
+from gateway.catalog import UpstreamModel
+from gateway.errors import ApiError, Unavailable, UpstreamFailed
+from gateway.imageforms import NotAnImage
+from gateway.images import StorageFailed
+from gateway.judging import UNKNOWN_OUTCOME, Delivered, Failed, Usage, judge
+from gateway.refusals import refusal
+from gateway.runtime import Runtime
+from gateway.upstream import Answer, UpstreamError
+from gateway.validation import GenerationRequest
+from tokens.admission.admission import Claim, Decision, Standing, admit
+from tokens.admission.connection import StoreError, StoreUnavailable
+from tokens.admission.principal import Principal
+from tokens.admission.settlement import Ending
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call on its way: who asks for what, and what became of it."""
+
+    request_id: str
+    token: str
+    principal: Principal
+    asked: GenerationRequest
+    model: UpstreamModel
+    estimate: int  # tokens, an upper bound
+    address: str
+    agent: str
+    idempotency_key: str
+    fingerprint: str
+    event: bytes = b""
+    admitted_at: float = 0.0  # monotonic
+    upstream_ms: float | None = None
+    standings: tuple[Standing, ...] = ()
+    replayed: bool = False
+
+
+class Skeleton(msgspec.Struct, frozen=True):
+    """What an answer is made of, as an idempotency key remembers it: URLs are signed anew each time."""
+
+    created: int = 0
+    names: list[str] = []
+    urls: list[str] = []
+    output_format: str = "png"
+    total_tokens: int = 0
+    error: str = ""  # an error type that is replayed instead
+
+
+def estimate_tokens(model: UpstreamModel, asked: GenerationRequest) -> int:
+    """An upper bound: `n` of the dearest image of this size, and a token for each byte of the prompt."""
+    return asked.n * model.sizes[asked.size] + len(asked.prompt.encode())
+
+
+def fingerprint(asked: GenerationRequest, secret: bytes) -> str:
+    """A keyed digest of what was asked, so that a retry can be told from another request without storing prompts."""
+    text = msgspec.json.encode((asked.prompt, asked.size, asked.n))
+    return hashlib.blake2b(text, key=secret[:64], digest_size=16).hexdigest()
+
+
+def _event(call: Call, day: str) -> bytes:
+    principal = call.principal
+    return msgspec.json.encode(
+        {
+            "v": 1,
+            "tenant": principal.tenant,
+            "member": principal.member,
+            "token": principal.token,
+            "secret": principal.secret,
+            "model": call.model.name,
+            "size": call.asked.size,
+            "n": call.asked.n,
+            "provider": call.model.provider,
+            "estimate": call.estimate,
+            "day": day,
+            "address": call.address,
+            "agent": call.agent,
+        }
+    )
+
+
+async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
+    """Step 3. None: admitted, the reservation is made. A skeleton: this was answered before, replay it.
+
+    Raises InvalidToken, InFlight, IdempotencyMismatch, ExceedsLimit, LimitReached, Unavailable.
+    """
+    for _ in range(3):
+        if not runtime.generation:
+            raise Unavailable("The gateway can't admit calls at the moment: its store isn't ready.")
+        decision = await _decide(runtime, call)
+        call.standings = decision.standings
+        if decision.status == "ADMITTED":
+            call.admitted_at = time.monotonic()
+            return None
+        if decision.status == "REPLAY":
+            call.replayed = True
+            return msgspec.json.decode(decision.answer, type=Skeleton)
+        if decision.status == "STALE":
+            call.principal = await runtime.authenticator.authenticate(call.token, fresh=True)
+        elif decision.status == "GENERATION":
+            await runtime.refresh_generation()
+        elif decision.status != "PERIOD":
+            raise refusal(decision)
+    raise Unavailable("The gateway can't admit this call at the moment.")
+
+
+async def _decide(runtime: Runtime, call: Call) -> Decision:
+    now = time.time()
+    principal = call.principal
+    call.event = _event(call, principal.plan(now).periods.day)
+    claim = Claim(
+        call.request_id,
+        call.asked.n,
+        call.estimate,
+        settings.LEASE_SECONDS,
+        call.event,
+        call.idempotency_key,
+        call.fingerprint,
+    )
+    try:
+        return await admit(runtime.store, principal, claim, now, runtime.generation, settings.BACKLOG_LIMIT)
+    except StoreUnavailable as exc:
+        if exc.sent:  # it may have been admitted: give back what it may have taken
+            call.admitted_at = time.monotonic()
+            runtime.detach(_end(runtime, call, "void", "not_dispatched", keep_request=False))
+        raise Unavailable("The gateway can't admit calls at the moment: its store doesn't answer.") from exc
+    except StoreError as exc:
+        logger.error("the store refused to admit", extra={"reason": exc.code})
+        raise Unavailable("The gateway can't admit calls at the moment: its store is full.", 10) from exc
+
+
+async def carry_out(runtime: Runtime, call: Call) -> Skeleton:
+    """Steps 4 to 6 of an admitted call; it is settled when this returns or raises an ApiError."""
+    metrics.in_flight(1)
+    try:
+        outcome = await _ask_provider(runtime, call)
+        if isinstance(outcome, Delivered):
+            return await _keep_and_settle(runtime, call, outcome)
+        if outcome.alarm:
+            logger.error("the provider refuses our key or account", extra={"provider": call.model.provider})
+        await _end_failed(runtime, call, outcome.kind, outcome.reason)
+        raise outcome.error
+    except ApiError:
+        raise
+    except BaseException:
+        await asyncio.shield(_end_failed(runtime, call, "unresolved", "internal_error"))
+        raise
+    finally:
+        metrics.in_flight(-1)
+
+
+async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
+    """Step 4."""
+    begun = time.monotonic()
+    if begun - call.admitted_at > settings.DISPATCH_WITHIN:  # this process was stopped; its lease may be gone
+        return Failed("void", Unavailable("The gateway was held up; nothing was sent."), "not_dispatched")
+    answer: Answer | None = None
+    try:
+        answer = await runtime.upstream.generate(call.model, call.asked, call.request_id)
+        outcome = judge(answer, call.asked.n, call.estimate)
+    except UpstreamError as exc:
+        outcome = _no_answer(exc)
+    call.upstream_ms = (time.monotonic() - begun) * 1000
+    kind = "exact" if isinstance(outcome, Delivered) else outcome.kind
+    metrics.upstream_finished(call.model.name, kind, call.upstream_ms / 1000)
+    return outcome
+
+
+def _no_answer(exc: UpstreamError) -> Failed:
+    if not exc.dispatched:
+        text = "The remote AI service can't be reached."
+        return Failed("void", UpstreamFailed(text, exc.kind, may_be_charged=False), "not_dispatched")
+    if exc.kind == "upstream_timeout":
+        text = "The remote AI service did not answer in time; whether the call was carried out is not known."
+        return Failed("unresolved", UpstreamFailed(text, exc.kind, may_be_charged=True), exc.kind)
+    return Failed("unresolved", UpstreamFailed(UNKNOWN_OUTCOME, "outcome_unknown", may_be_charged=True), exc.kind)
+
+
+async def _keep_and_settle(runtime: Runtime, call: Call, delivered: Delivered) -> Skeleton:
+    """Steps 5 and 6."""
+    try:
+        kept = await runtime.images.keep_all(delivered.encoded) if delivered.encoded else []
+    except NotAnImage as exc:
+        await _end_failed(runtime, call, "unresolved", "no_image")
+        text = "The remote AI service answered with something that is not an image."
+        raise UpstreamFailed(text, "outcome_unknown", may_be_charged=True) from exc
+    except StorageFailed as exc:
+        logger.error("images can't be stored", extra={"reason": str(exc)})
+        await _end_failed(runtime, call, "unresolved", "storage_failed")
+        text = "The image was made but could not be stored."
+        raise UpstreamFailed(text, "storage_failed", may_be_charged=True) from exc
+    usage = delivered.usage
+    if usage.charged > call.estimate:
+        metrics.counted("estimate_exceeded")
+        logger.error("usage above the model's upper bound", extra={"model": call.model.name, "tokens": usage.charged})
+    skeleton = Skeleton(
+        created=delivered.created or int(time.time()),
+        names=[image.name for image in kept],
+        urls=delivered.urls,
+        output_format=kept[0].form if kept else "png",
+        total_tokens=usage.charged,
+    )
+    images = len(kept) + len(delivered.urls)
+    answer = msgspec.json.encode(skeleton) if call.idempotency_key else b""
+    await _end(runtime, call, "exact", "", usage=usage, images=images, answer=answer)
+    return skeleton
+
+
+async def _end_failed(runtime: Runtime, call: Call, kind: str, reason: str) -> None:
+    answer = b""
+    if kind == "unresolved":
+        metrics.counted("unresolved")
+        answer = msgspec.json.encode(Skeleton(error="outcome_unknown")) if call.idempotency_key else b""
+    await _end(runtime, call, kind, reason, answer=answer, keep_request=reason != "not_dispatched")
+
+
+async def _end(
+    runtime: Runtime,
+    call: Call,
+    kind: str,
+    reason: str,
+    *,
+    usage: Usage | None = None,
+    images: int = 0,
+    answer: bytes = b"",
+    keep_request: bool = True,
+) -> None:
+    """Step 6. Raises UpstreamFailed when neither the store nor the spool could take it: nothing is answered then."""
+    if kind == "unresolved":
+        usage, images = Usage(call.estimate, None, None, None, "estimated"), call.asked.n
+    usage = usage or Usage(0, None, None, None, "derived")
+    result: dict[str, Any] = {
+        "images": images,
+        "input": usage.input,
+        "output": usage.output,
+        "reported": usage.reported,
+        "charged": usage.charged,
+        "provenance": usage.provenance,
+        "provider_request_id": "",
+        "latency_ms": round(call.upstream_ms or 0),
+        "reason": reason,
+    }
+    principal = call.principal
+    ending = Ending(
+        call.request_id,
+        principal.shard,
+        principal.tenant,
+        kind,
+        images,
+        usage.charged,
+        keep_request,
+        msgspec.json.encode(result),
+        call.event,
+        answer,
+    )
+    try:
+        await runtime.settle(ending)
+    except OSError as exc:
+        logger.critical("usage can't be recorded anywhere", extra={"reason": str(exc), "request_id": call.request_id})
+        raise UpstreamFailed("The call could not be recorded.", "storage_failed", may_be_charged=True) from exc

@@ -1,0 +1,68 @@
+"""A request of the API, as the lean handler makes it."""
+
+import asyncio
+import io
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from django.conf import settings
+from django.core.handlers.asgi import ASGIRequest
+
+from gateway.addresses import client_address
+from gateway.errors import InvalidRequest, TooLarge
+from gateway.lifecycle import Call
+from gateway.requestids import make_request_id
+from gateway.runtime import Runtime
+from tokens.admission.principal import Principal
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its body was complete."""
+
+
+class LeanRequest(ASGIRequest):
+    """A request whose body is read only when a view asks for it."""
+
+    def __init__(self, scope: Any, receive: Receive, runtime: Runtime) -> None:
+        super().__init__(scope, io.BytesIO())
+        self.runtime = runtime
+        self._receive = receive
+        self.begun_at = time.time()
+        self.request_id = make_request_id()
+        self.origin = self.META.get("HTTP_ORIGIN", "")
+        self.client_address = client_address(
+            self.META.get("REMOTE_ADDR", ""), self.META.get("HTTP_X_FORWARDED_FOR"), settings.TRUSTED_PROXIES
+        )
+        self.error_type = ""
+        self.route = "unknown"
+        self.known: Principal | None = None
+        self.call: Call | None = None
+
+    async def read_body(self) -> bytes:
+        """The whole body. Raises TooLarge over the limit, InvalidRequest when it doesn't arrive in time."""
+        declared = self.META.get("CONTENT_LENGTH", "")
+        if declared.isdigit() and int(declared) > settings.BODY_LIMIT:
+            raise TooLarge(f"The body may have at most {settings.BODY_LIMIT // 1024} KB.")
+        try:
+            async with asyncio.timeout(settings.BODY_TIMEOUT):
+                return await self._read()
+        except TimeoutError:
+            raise InvalidRequest("The body didn't arrive in time.") from None
+
+    async def _read(self) -> bytes:
+        chunks, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > settings.BODY_LIMIT:
+                raise TooLarge(f"The body may have at most {settings.BODY_LIMIT // 1024} KB.")
+            chunks.append(chunk)
+            if not message.get("more_body"):
+                return b"".join(chunks)

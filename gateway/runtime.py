@@ -1,0 +1,148 @@
+"""What one web process holds: its connection to the admission store, the catalog, principals, the upstream client.
+
+Made when the server starts the process's event loop and closed when it stops, after the calls in flight have ended.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+from django.conf import settings
+
+from config.redis import parse_address
+from gateway.authentication import Authenticator
+from gateway.catalog import Catalog, parse
+from gateway.images import image_store
+from gateway.spool import Spool
+from gateway.upstream import Upstream
+from tokens.admission import keys, scripts
+from tokens.admission.connection import StoreConnection, StoreError, StoreUnavailable
+from tokens.admission.settlement import Ending, finish
+
+logger = logging.getLogger(__name__)
+REFRESH_SECONDS = 1.0
+REPLAY_SECONDS = 5.0
+
+
+class Runtime:
+    """The state of one process's event loop. `start` and `close` belong to the server's life cycle."""
+
+    def __init__(self) -> None:
+        self.store = StoreConnection(parse_address(settings.REDIS_URL), settings.STORE_TIMEOUT, self._on_connect)
+        self.authenticator = Authenticator(self.store, settings.TOKEN_PEPPERS)
+        self.upstream = Upstream(
+            settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_DEADLINE, settings.UPSTREAM_ANSWER_LIMIT
+        )
+        self.images = image_store()
+        self.spool = Spool(settings.SPOOL_ROOT)
+        self.catalog: Catalog | None = None
+        self.generation = ""  # empty while the store we are connected to isn't confirmed
+        self.draining = False
+        self.calls: set[asyncio.Task[Any]] = set()
+        self._catalog_raw = b""
+        self._run_id = ""
+        self._background: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connect and begin the background loops; returns once the store answered or after a second."""
+        self.store.start()
+        loop = asyncio.get_running_loop()
+        self._background = [loop.create_task(self._refresh_forever()), loop.create_task(self._replay_forever())]
+        for _ in range(100):
+            if self.generation and self.catalog is not None:
+                return
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Admit nobody, wait for the calls in flight (at most `DRAIN_SECONDS`), then let go of everything."""
+        self.draining = True
+        if self.calls:
+            await asyncio.wait(self.calls, timeout=settings.DRAIN_SECONDS)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.store.close()
+        await self.upstream.close()
+
+    def detach(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `call` to its end whatever becomes of the client that asked for it."""
+        task = asyncio.get_running_loop().create_task(call)
+        self.calls.add(task)
+        task.add_done_callback(self.calls.discard)
+        return task
+
+    def problems(self) -> dict[str, str]:
+        """What keeps this process from admitting, by part; empty when it is ready."""
+        problems = {}
+        if self.draining:
+            problems["process"] = "stopping"
+        if not self.store.ready:
+            problems["store"] = "not connected"
+        elif not self.generation:
+            problems["store"] = "not confirmed since it was started"
+        if self.catalog is None or self.catalog.pick("") is None:
+            problems["catalog"] = "no default model with an active provider and key"
+        return problems
+
+    async def settle(self, ending: Ending) -> None:
+        """End a call in the store; retried for a while, then spooled. Raises OSError when the spool fails too."""
+        until = time.monotonic() + settings.SETTLE_RETRY_SECONDS
+        while True:
+            try:
+                await finish(self.store, ending)
+                return
+            except (StoreUnavailable, StoreError) as exc:
+                if time.monotonic() >= until:
+                    logger.warning("usage goes to the spool", extra={"reason": str(exc)})
+                    break
+                await asyncio.sleep(0.05)
+        await self.spool.keep(ending)
+
+    async def refresh_generation(self) -> None:
+        """Read the store's generation; it counts only when it names the server that we are connected to."""
+        raw = await self.store.setup_call("HGET", keys.meta(0), "generation")
+        generation = raw.decode() if raw else ""
+        if not generation.endswith(f":{self._run_id}"):
+            generation = ""
+        if generation != self.generation:
+            self.authenticator.forget()
+        self.generation = generation
+
+    async def _on_connect(self) -> None:
+        self.generation = ""
+        for script in (scripts.admit(), scripts.finish(), scripts.standing()):
+            await self.store.setup_call("SCRIPT", "LOAD", script.text)
+        info = await self.store.setup_call("INFO", "server")
+        self._run_id = info.partition(b"run_id:")[2].partition(b"\r")[0].decode()
+        await self._refresh()
+
+    async def _refresh(self) -> None:
+        await self.refresh_generation()
+        raw = await self.store.setup_call("GET", keys.CATALOG)
+        if raw is not None and raw != self._catalog_raw:
+            try:
+                self.catalog = parse(raw)
+            except (ValueError, msgspec.DecodeError):
+                logger.exception("the published catalog can't be read")
+            self._catalog_raw = raw
+
+    async def _refresh_forever(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if self.store.ready:
+                try:
+                    await self._refresh()
+                except (StoreUnavailable, StoreError) as exc:
+                    logger.warning("the store can't be read", extra={"reason": str(exc)})
+
+    async def _replay_forever(self) -> None:
+        while True:
+            if self.store.ready:
+                try:
+                    await self.spool.replay(lambda ending: finish(self.store, ending))
+                except (StoreUnavailable, StoreError, OSError) as exc:
+                    logger.warning("the spool can't be replayed", extra={"reason": str(exc)})
+            await asyncio.sleep(REPLAY_SECONDS)

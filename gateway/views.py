@@ -1,0 +1,142 @@
+"""The endpoint that draws images. `post` reads as the life of a call, one module a step."""
+
+import asyncio
+import hashlib
+from typing import Any, cast
+
+from django.conf import settings
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from gateway import throttling
+from gateway.asyncviews import AsyncAPIView
+from gateway.authentication import presented_token
+from gateway.catalog import UpstreamModel
+from gateway.errors import (
+    ApiError,
+    InvalidRequest,
+    InvalidToken,
+    LimitReached,
+    NotAllowed,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+    UpstreamFailed,
+)
+from gateway.headers import rate_limit_headers
+from gateway.judging import UNKNOWN_OUTCOME
+from gateway.lifecycle import Call, Skeleton, admit_call, carry_out, estimate_tokens, fingerprint
+from gateway.presenting import answer, remaining_after
+from gateway.requests import LeanRequest
+from gateway.runtime import Runtime
+from gateway.validation import GenerationRequest, require_json, validate
+from tokens.admission.admission import standing
+from tokens.admission.connection import StoreError, StoreUnavailable
+from tokens.admission.principal import Principal
+
+REFUSED_BEFORE_ADMISSION = (InvalidRequest, UnsupportedMediaType, TooLarge, NotAllowed)
+AGENT_CHARACTERS = 200
+
+
+class GenerateImage(AsyncAPIView):
+    """``POST /wp-json/my-proxy/v1/generate-image``."""
+
+    async def post(self, request: Request) -> Response:
+        """Authenticate, validate, admit, call, keep, settle, answer."""
+        http = cast(LeanRequest, request._request)
+        runtime = http.runtime
+        if runtime.draining or len(runtime.calls) >= settings.IN_FLIGHT_LIMIT:
+            raise Unavailable("The gateway is stopping." if runtime.draining else "The gateway is busy.")
+        token, principal = await self._authenticate(http)
+        try:
+            asked = await self._validate(http, principal)
+            call = self._prepare(http, token, principal, asked)
+        except REFUSED_BEFORE_ADMISSION as exc:
+            await self._add_standings(http, token, exc)
+            raise
+        return await self._carry(runtime, call)
+
+    async def _authenticate(self, request: LeanRequest) -> tuple[str, Principal]:
+        token = presented_token(request.META)
+        try:
+            principal = await request.runtime.authenticator.authenticate(token)
+        except InvalidToken:
+            wait = await throttling.failed_authentication(request, request.client_address)
+            if wait:
+                text = f"Too many invalid API tokens from this address. Try again in {wait} s."
+                raise LimitReached(text, quota=False, retry_after=wait) from None
+            raise
+        request.known = principal
+        return token, principal
+
+    async def _validate(self, request: LeanRequest, principal: Principal) -> GenerationRequest:
+        if not principal.allows_address(request.client_address):
+            raise NotAllowed("This token may not be used from this address.")
+        if request.origin and not principal.allows_origin(request.origin):
+            raise NotAllowed("This token may not be used by pages of this origin.")
+        require_json(request.META.get("CONTENT_TYPE", ""))
+        return validate(await request.read_body())
+
+    def _prepare(self, request: LeanRequest, token: str, principal: Principal, asked: GenerationRequest) -> Call:
+        model = self._model(request.runtime, principal, asked)
+        key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+        if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable() and " " not in key):
+            raise InvalidRequest("Idempotency-Key must have 1 to 255 visible ASCII characters.")
+        call = request.call = Call(
+            request_id=request.request_id,
+            token=token,
+            principal=principal,
+            asked=asked,
+            model=model,
+            estimate=estimate_tokens(model, asked),
+            address=request.client_address,
+            agent=request.META.get("HTTP_USER_AGENT", "")[:AGENT_CHARACTERS],
+            idempotency_key=hashlib.sha256(key.encode()).hexdigest()[:32] if key else "",
+            fingerprint=fingerprint(asked, settings.SECRET_KEY.encode()) if key else "",
+        )
+        return call
+
+    def _model(self, runtime: Runtime, principal: Principal, asked: GenerationRequest) -> UpstreamModel:
+        model = runtime.catalog.pick(principal.model) if runtime.catalog else None
+        if model is None:
+            raise Unavailable("No model is configured to answer this call.", 30)
+        if asked.size not in model.sizes:
+            raise InvalidRequest(f"The field size must be one that the model draws: {', '.join(model.sizes)}.")
+        if len(asked.prompt) > model.prompt_limit:
+            raise InvalidRequest(f"The field prompt may have at most {model.prompt_limit} characters for this model.")
+        return model
+
+    async def _add_standings(self, request: LeanRequest, token: str, error: ApiError) -> None:
+        """Refused before admission: read the token anew (it may be revoked by now) and what it has left."""
+        try:
+            principal = await request.runtime.authenticator.authenticate(token, fresh=True)
+            standings = await standing(request.runtime.store, principal, request.begun_at)
+            error.headers.update(rate_limit_headers(standings))
+        except (StoreUnavailable, StoreError, Unavailable):
+            return
+
+    async def _carry(self, runtime: Runtime, call: Call) -> Response:
+        try:
+            skeleton = await asyncio.shield(runtime.detach(_admitted(runtime, call)))
+        except ApiError as exc:
+            exc.headers.update(rate_limit_headers(call.standings))
+            raise
+        headers: dict[str, Any] = rate_limit_headers(remaining_after(call, skeleton))
+        if call.replayed:
+            headers["Idempotent-Replayed"] = "true"
+        if call.asked.ignored:
+            headers["X-Ignored-Fields"] = ", ".join(call.asked.ignored)
+        if skeleton.error:
+            headers["Idempotent-Replayed"] = "true"
+            raise _with_headers(UpstreamFailed(UNKNOWN_OUTCOME, skeleton.error, may_be_charged=True), headers)
+        return Response(answer(skeleton, runtime.images), headers=headers)
+
+
+async def _admitted(runtime: Runtime, call: Call) -> Skeleton:
+    replay = await admit_call(runtime, call)
+    return replay if replay is not None else await carry_out(runtime, call)
+
+
+def _with_headers(error: ApiError, headers: dict[str, str]) -> ApiError:
+    error.headers.update(headers)
+    return error

@@ -1,0 +1,137 @@
+"""What is deployed: the compose file and the image, held to the gateway's own promises."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config import checks
+from config.supervisor import programs
+from tests.test_docs import ELSEWHERE, settings_read
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = ("setup", "web", "worker", "beat")
+GRANIAN = {"GRANIAN_WORKERS"}
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """``--name value`` pairs of a command."""
+    return {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
+
+
+def flags(command: list[str]) -> set[str]:
+    """Everything that starts with ``--``."""
+    return {word for word in command if word.startswith("--")}
+
+
+def test_the_services_are_the_documented_ones() -> None:
+    assert set(SERVICES) == {*OURS, "postgres", "store", "cache"}
+    assert SERVICES["postgres"]["image"] == "postgres:18"
+
+
+def test_the_store_is_one_that_the_gateway_starts_on() -> None:
+    given = options(SERVICES["store"]["command"])
+    assert {name: given[f"--{name}"] for name in checks.DURABILITY} == checks.DURABILITY
+    assert "store:/data" in SERVICES["store"]["volumes"]
+
+
+def test_cache_and_broker_are_apart_from_the_store_and_never_evict_a_task() -> None:
+    environment = COMPOSE["x-environment"]
+    assert "//store:" in environment["REDIS_URL"]
+    assert "//cache:" in environment["CACHE_URL"]
+    assert "//cache:" in environment["CELERY_BROKER_URL"]
+    assert environment["CACHE_URL"] != environment["CELERY_BROKER_URL"]
+    assert options(SERVICES["cache"]["command"])["--maxmemory-policy"].startswith("volatile-")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_services_set_only_settings_that_exist(name: str) -> None:
+    known = settings_read().keys() | ELSEWHERE | GRANIAN
+    for variable in SERVICES[name]["environment"]:
+        assert variable.removesuffix("_FILE") in known, variable
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_secrets_come_from_files(name: str) -> None:
+    service = SERVICES[name]
+    for variable, value in service["environment"].items():
+        secret = value.removeprefix("/run/secrets/") if variable.endswith("_FILE") else None
+        assert secret is None or secret in service["secrets"]
+        assert variable not in {"SECRET_KEY", "TOKEN_PEPPERS", "ENCRYPTION_KEYS", "DATABASE_URL"}
+    for secret in {*service["secrets"], *SERVICES["postgres"]["secrets"]}:
+        assert COMPOSE["secrets"][secret]["file"].startswith("./secrets/")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_services_can_do_little(name: str) -> None:
+    service = SERVICES[name]
+    assert service["user"] == "10001:10001"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "setup"])
+def test_what_stays_up_is_watched_and_restarted(name: str) -> None:
+    service = SERVICES[name]
+    assert service["healthcheck"]["test"]
+    assert service["restart"] == "unless-stopped"
+    assert service["read_only"] is True
+    assert "no-new-privileges:true" in service["security_opt"]
+
+
+def test_setup_runs_once_after_the_stores_and_before_the_rest() -> None:
+    setup = SERVICES["setup"]
+    assert setup["restart"] == "no"
+    assert "migrate" in setup["command"][-1]
+    assert "bootstrap" in setup["command"][-1]
+    assert {store["condition"] for store in setup["depends_on"].values()} == {"service_healthy"}
+    for name in ("web", "worker", "beat"):
+        assert SERVICES[name]["depends_on"]["setup"]["condition"] == "service_completed_successfully"
+
+
+def test_only_the_web_server_is_reached_and_reaches_out() -> None:
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["web"]
+    assert [name for name, service in SERVICES.items() if "outside" in service["networks"]] == ["web"]
+    assert COMPOSE["networks"]["stores"]["internal"] is True
+
+
+def test_calls_in_flight_are_waited_for() -> None:
+    seconds = int(SERVICES["web"]["stop_grace_period"].removesuffix("s"))
+    assert seconds > 300 + 10, "UPSTREAM_DEADLINE and what DRAIN_SECONDS adds"
+
+
+def test_named_volumes_are_declared() -> None:
+    used = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    assert used == set(COMPOSE["volumes"])
+
+
+def test_the_image_starts_the_web_server_as_make_run_does() -> None:
+    command = re.search(r"^CMD (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    assert command
+    image = yaml.safe_load(command[1])
+    supervisor = programs.web(Path("/data"), {}, 8000).command
+    assert image[-1] == supervisor[-1] == "config.asgi:application"
+    assert flags(image) == flags(supervisor) - {"--workers"}, "the number of workers is GRANIAN_WORKERS"
+    differ = {name for name, value in options(image).items() if options(supervisor)[name] != value}
+    assert differ == {"--host", "--static-path-mount"}
+
+
+def test_the_image_holds_checked_packages_and_no_root() -> None:
+    assert "--require-hashes" in DOCKERFILE
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
+    assert "collectstatic" in DOCKERFILE
+    sources = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    images = [service["image"] for service in SERVICES.values()]
+    assert all("." not in image.split("/")[0].split(":")[0] for image in (*sources, *images)), "a registry is named"
+
+
+def test_the_image_holds_only_the_product() -> None:
+    copied = set(re.findall(r"^COPY (?!--from)(\S+)", DOCKERFILE, re.MULTILINE))
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == kept == {"manage.py", "requirements/base.txt", "config", "tokens", "usage", "gateway"}

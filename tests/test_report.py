@@ -1,0 +1,180 @@
+"""Reports and exports: the right sums, on the tenant's days, safe to open."""
+
+import csv
+import datetime as dt
+import io
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from tests.bookkeeping import Customer
+from usage.exports import plain, write_csv
+from usage.ledger import record
+from usage.models import Price
+from usage.reports import GROUPS, Query, report
+
+START, END = dt.date(2026, 11, 1), dt.date(2026, 12, 1)
+
+
+@pytest.fixture
+def alice() -> Customer:
+    return Customer()
+
+
+def command(customer: Customer, *words: str) -> str:
+    out = io.StringIO()
+    november = ["--from", "2026-11-01", "--to", "2026-12-01"]
+    call_command("usage", "report", "--tenant", customer.tenant.slug, *november, *words, stdout=out)
+    return out.getvalue()
+
+
+def rows(customer: Customer, *groups: str, start: dt.date = START, end: dt.date = END) -> list[dict[str, Any]]:
+    return list(report(Query(customer.tenant, start, end, groups)))
+
+
+def test_it_sums_by_day_and_leaves_out_the_last_one(alice: Customer) -> None:
+    days = ["2026-10-31", "2026-11-01", "2026-11-01", "2026-11-30", "2026-12-01"]
+    record([alice.event(day=day, charged=100 + place) for place, day in enumerate(days)])
+    found = [(row["day"].isoformat(), row["requests"], row["images"], row["tokens"]) for row in rows(alice, "day")]
+    assert found == [("2026-11-01", 2, 4, 203), ("2026-11-30", 1, 2, 103)]
+
+
+def test_unresolved_and_void_calls_stand_apart(alice: Customer) -> None:
+    record([alice.event(), alice.event("unresolved"), alice.event("void"), alice.event("void")])
+    (row,) = rows(alice, "month")
+    assert (row["requests"], row["images"], row["tokens"]) == (1, 2, 4182)
+    assert (row["unresolved_requests"], row["unresolved_tokens"], row["voided_requests"]) == (1, 4850, 2)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_grouping_sums_to_the_same(alice: Customer, group: str) -> None:
+    first = alice.token
+    record([alice.event(day=f"2026-11-{day:02}", model=f"model-{day % 3}") for day in range(1, 21)])
+    alice.token, alice.secret = alice.add_token("second")
+    record([alice.event() for _ in range(5)])
+    found = rows(alice, group)
+    assert sum(row["requests"] for row in found) == 25
+    assert sum(row["tokens"] for row in found) == 25 * 4182
+    values = {row[group] for row in found}
+    expected: dict[str, set[Any]] = {
+        "tenant": {alice.tenant.slug},
+        "user": {alice.user.email},
+        "token": {first.pk, alice.token.pk},
+        "model": {"model-0", "model-1", "model-2", alice.model},
+        "day": {dt.date(2026, 11, day) for day in [*range(1, 21), 22]},
+        "month": {"2026-11"},
+    }
+    assert values == expected[group]
+
+
+def test_a_report_shows_no_other_tenant(alice: Customer) -> None:
+    bob = Customer()
+    record([alice.event(), bob.event()])
+    assert [row["tenant"] for row in rows(alice, "tenant", "user")] == [alice.tenant.slug]
+    everyone = {row["tenant"] for row in report(Query(None, START, END, ["tenant"]))}
+    assert {alice.tenant.slug, bob.tenant.slug} <= everyone
+
+
+def test_what_had_no_price_joins_the_groups_currency_and_is_counted(alice: Customer) -> None:
+    record([alice.event()])
+    assert [(row["cost"], row["currency"], row["unpriced_requests"]) for row in rows(alice, "day")] == [(None, None, 1)]
+    Price.objects.create(model=alice.model, per_image="0.02", currency="EUR", valid_from=START)
+    record([alice.event()])
+    found = [(row["cost"], row["currency"], row["requests"], row["unpriced_requests"]) for row in rows(alice, "day")]
+    assert found == [(Decimal("0.04"), "EUR", 2, 1)]
+
+
+def test_currencies_are_never_summed(alice: Customer) -> None:
+    for model, currency in (("one", "EUR"), ("other", "USD")):
+        Price.objects.create(model=f"{alice.model}-{model}", per_million_tokens=10, currency=currency, valid_from=START)
+        record([alice.event(model=f"{alice.model}-{model}", charged=1_000_000)])
+    assert [(row["cost"], row["currency"]) for row in rows(alice, "day")] == [(10, "EUR"), (10, "USD")]
+    total = json.loads(command(alice, "--format", "json"))["total"]
+    assert (total["requests"], total["cost"], total["currency"]) == (2, None, None)
+
+
+def test_the_command_writes_csv(alice: Customer) -> None:
+    Price.objects.create(model=alice.model, per_million_tokens=5, currency="EUR", valid_from=START)
+    record([alice.event(), alice.event("unresolved")])
+    header, *lines = csv.reader(io.StringIO(command(alice, "--group-by", "day,model", "--format", "csv")))
+    assert ",".join(header) == (
+        "day,model,requests,images,tokens,input_tokens,output_tokens,cost,currency,unresolved_requests,"
+        "unresolved_tokens,voided_requests,unpriced_requests"
+    )
+    assert lines == [f"2026-11-22 {alice.model} 1 2 4182 0 0 0.02091 EUR 1 4850 0 0".split()]
+
+
+def test_the_command_writes_json_with_a_total(alice: Customer) -> None:
+    assert json.loads(command(alice, "--format", "json"))["rows"] == []
+    Price.objects.create(model=alice.model, per_image="0.25", currency="EUR", valid_from=START)
+    record([alice.event(day=f"2026-11-0{day}") for day in (1, 2, 2)])
+    answer = json.loads(command(alice, "--format", "json", "--group-by", "day,token"))
+    assert [(row["day"], row["token"], row["token_name"], row["cost"]) for row in answer["rows"]] == [
+        ("2026-11-01", alice.token.pk, "first", "0.50"),
+        ("2026-11-02", alice.token.pk, "first", "1.00"),
+    ]
+    assert (answer["total"]["requests"], answer["total"]["tokens"]) == (3, 3 * 4182)
+    assert (answer["total"]["cost"], answer["total"]["currency"]) == ("1.50", "EUR")
+
+
+def test_the_command_prints_a_table_with_a_total(alice: Customer) -> None:
+    record([alice.event(day="2026-11-01"), alice.event(day="2026-11-02")])
+    header, *lines = command(alice).splitlines()
+    assert header.split()[:4] == ["day", "requests", "images", "tokens"]
+    assert [line.split()[:4] for line in lines] == [
+        ["2026-11-01", "1", "2", "4182"],
+        ["2026-11-02", "1", "2", "4182"],
+        ["total", "2", "4", "8364"],
+    ]
+    assert len({line.index("4182") + 4 for line in lines[:2]} | {lines[2].index("8364") + 4}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tenant", "nobody-here"], "There is no tenant nobody-here."),
+        (["--group-by", "colour"], "colour is not one of tenant, user, token, model, day, month"),
+        (["--group-by", "day,day"], "names a group twice"),
+        (["--from", "yesterday"], "yesterday is not a day such as 2026-11-01"),
+        (["--to", "2026-11-01"], "--to must be a later day than --from"),
+    ],
+)
+def test_the_command_says_what_is_wrong(alice: Customer, words: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        command(alice, *words)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(start: str) -> None:
+    out = io.StringIO(newline="")
+    write_csv([["name"], [f"{start}HYPERLINK(1)"]], out)
+    assert list(csv.reader(io.StringIO(out.getvalue(), newline="")))[1] == [f"'{start}HYPERLINK(1)"]
+
+
+def test_numbers_stay_numbers_in_csv() -> None:
+    out = io.StringIO(newline="")
+    write_csv([["a", "b", "c", "d"], [-1, Decimal("-0.00000100"), None, "a,b"]], out)
+    assert out.getvalue() == 'a,b,c,d\r\n-1,-0.000001,,"a,b"\r\n'
+
+
+def test_csv_is_written_as_the_rows_come() -> None:
+    out = io.StringIO()
+    seen = []
+
+    def endless() -> Any:
+        for number in range(3):
+            seen.append(len(out.getvalue()))
+            yield [number]
+
+    write_csv(endless(), out)
+    assert seen == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"), [("12.5", "12.50"), ("1E+3", "1000.00"), ("0.00041800", "0.000418"), ("0E-14", "0.00")]
+)
+def test_amounts_are_written_plainly(amount: str, text: str) -> None:
+    assert plain(Decimal(amount)) == text

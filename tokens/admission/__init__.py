@@ -1,0 +1,1 @@
+"""Admission: key names, periods, the scripts that count, and the connection that calls them."""

@@ -1,0 +1,193 @@
+"""One connection to the admission store with automatic pipelining, for the request path.
+
+Every command that one turn of the event loop makes leaves in one write, and replies are parsed by hiredis: a tenth
+of the CPU of a pooled client. A lost connection fails what was under way at once and is opened again in the
+background; while there is none, calls fail at once instead of waiting.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import hiredis
+
+from config.redis import Address
+from tokens.admission.scripts import Script
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts to connect
+
+
+class StoreUnavailable(Exception):
+    """The admission store didn't answer: not connected, connection lost, or too slow.
+
+    `sent` tells whether the command may have been carried out.
+    """
+
+    def __init__(self, reason: str, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+class StoreError(Exception):
+    """The store answered with an error, such as OOM or WRONGTYPE; `code` is its first word."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = message.partition(" ")[0]
+
+
+class _Protocol(asyncio.Protocol):
+    """Commands out, replies in, in order."""
+
+    def __init__(self) -> None:
+        self.reader = hiredis.Reader()
+        self.waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self.outgoing: list[bytes] = []
+        self.loop = asyncio.get_running_loop()
+        self.closed = asyncio.Event()
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.reader.feed(data)
+        while (reply := self.reader.gets()) is not False:
+            future = self.waiting.popleft()[1]
+            if not future.done():
+                future.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        for _, future in self.waiting:
+            if not future.done():
+                future.set_exception(StoreUnavailable("the connection to the admission store was lost", sent=True))
+        self.waiting.clear()
+        self.closed.set()
+
+    def flush(self) -> None:
+        if self.transport is not None:
+            self.transport.write(b"".join(self.outgoing))
+        self.outgoing.clear()
+
+    def send(self, command: tuple[Any, ...], timeout: float) -> asyncio.Future[Any]:
+        if self.transport is None or self.transport.is_closing():
+            raise StoreUnavailable("not connected to the admission store", sent=False)
+        packed = hiredis.pack_command(command)
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self.waiting.append((self.loop.time() + timeout, future))
+        if not self.outgoing:
+            self.loop.call_soon(self.flush)
+        self.outgoing.append(packed)
+        return future
+
+    def overdue(self, now: float) -> bool:
+        return bool(self.waiting) and self.waiting[0][0] < now
+
+
+class StoreConnection:
+    """The connection of one process's event loop. Make one per loop, after any fork.
+
+    `on_connect` runs on each new connection before calls are accepted; what it raises closes it again.
+    """
+
+    def __init__(self, address: Address, timeout: float, on_connect: Callable[[], Awaitable[None]]) -> None:
+        self.address, self.timeout = address, timeout
+        self._on_connect = on_connect
+        self._protocol: _Protocol | None = None
+        self._ready = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls are accepted now."""
+        return self._ready
+
+    def start(self) -> None:
+        """Begin connecting, and keep connected until `close`."""
+        self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+
+    async def close(self) -> None:
+        """Stop; what is under way fails."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._drop()
+
+    async def call(self, *command: Any) -> Any:
+        """One command (str, bytes, int arguments); its reply, strings as bytes.
+
+        Raises StoreUnavailable when there is no answer within the time-out, StoreError for an error reply.
+        """
+        if not self._ready:
+            raise StoreUnavailable("not connected to the admission store", sent=False)
+        return await self._send(command)
+
+    async def run(self, script: Script, *keys_and_arguments: Any) -> Any:
+        """A script by its address; `keys_and_arguments` begin with the number of keys."""
+        try:
+            return await self.call("EVALSHA", script.sha, *keys_and_arguments)
+        except StoreError as exc:
+            if exc.code != "NOSCRIPT":
+                raise
+        return await self.call("EVAL", script.text, *keys_and_arguments)
+
+    async def setup_call(self, *command: Any) -> Any:
+        """Like `call`, for `on_connect`, before calls are accepted."""
+        return await self._send(command)
+
+    async def _send(self, command: tuple[Any, ...]) -> Any:
+        if self._protocol is None:
+            raise StoreUnavailable("not connected to the admission store", sent=False)
+        reply = await self._protocol.send(command, self.timeout)
+        if isinstance(reply, hiredis.ReplyError):
+            raise StoreError(str(reply))
+        return reply
+
+    async def _keep_connected(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await asyncio.wait_for(self._connect(), 5)
+                pause = FIRST_PAUSE
+                await self._watch()
+            except (OSError, StoreUnavailable, StoreError, TimeoutError):
+                pass
+            self._drop()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _connect(self) -> None:
+        loop, address = asyncio.get_running_loop(), self.address
+        if address.path:
+            _, protocol = await loop.create_unix_connection(_Protocol, address.path)
+        else:
+            tls = ssl.create_default_context() if address.tls else None
+            _, protocol = await loop.create_connection(_Protocol, address.host, address.port, ssl=tls)
+        self._protocol = protocol
+        if address.password:
+            credentials = (address.username, address.password) if address.username else (address.password,)
+            await self._send(("AUTH", *credentials))
+        if address.database:
+            await self._send(("SELECT", address.database))
+        await self._on_connect()
+        self._ready = True
+
+    async def _watch(self) -> None:
+        """Until the connection is lost, or the oldest call is overdue: then nothing behind it can be trusted."""
+        protocol = self._protocol
+        while protocol is not None and not protocol.overdue(protocol.loop.time()):
+            try:
+                await asyncio.wait_for(protocol.closed.wait(), self.timeout / 4)
+                return
+            except TimeoutError:
+                continue
+
+    def _drop(self) -> None:
+        self._ready = False
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None and protocol.transport is not None:
+            protocol.transport.abort()
+            protocol.connection_lost(None)

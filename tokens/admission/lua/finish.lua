@@ -1,0 +1,90 @@
+-- finish: end one call as exact, void or unresolved; move the counters and append the usage event in the same step.
+--
+-- KEYS 1 reservation, 2 deadlines, 3 usage stream, 4 the tenant's sequence, 5 meta.
+-- ARGV 1 request id, 2 kind, 3 tenant id, 4 images, 5 tokens (what is charged; unresolved: ignored, the reservation's
+--      own figures are held), 6 whether the request stays counted (1, 0), 7 result (JSON), 8 call (JSON, for when
+--      there is no reservation), 9 answer to replay under the idempotency key or '', 10 only when the lease is over
+--      (1, 0).
+-- Reply {status, detail}: DONE (and the sequence number), REPEAT (already ended so; detail: the state), EARLY.
+-- A repeat changes nothing. What ended as unresolved may still become exact or void: counters move by the difference.
+
+local kind = ARGV[2]
+local images, tokens, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local STATES = {exact = 'SETTLED', void = 'VOIDED', unresolved = 'EXPIRED'}
+local TTL = {exact = 3600, void = 3600, unresolved = 259200}
+local now = now_us()
+
+local reservation = redis.call('HMGET', KEYS[1], 'state', 'images', 'tokens', 'lease_end', 'held', 'call', 'idempotency')
+local state, held, call = reservation[1], reservation[5], reservation[6]
+local late = state == 'EXPIRED' and kind ~= 'unresolved'
+if state and state ~= 'RESERVED' and not late then
+  return {'REPEAT', state}
+end
+if state == 'RESERVED' and ARGV[10] == '1' and now < tonumber(reservation[4]) then
+  return {'EARLY', reservation[4]}
+end
+
+local function settle_uses(uses, estimate)
+  local charged = {keep, images, tokens}
+  for _, key in ipairs(uses) do
+    local figures = read_use(key)
+    if figures then -- a counter whose period ended over a week ago is gone, and must not come back without its end
+      for metric = 1, 3 do
+        if late then
+          figures[metric] = figures[metric] + charged[metric] - estimate[metric]
+        else
+          figures[metric] = figures[metric] + charged[metric]
+          figures[metric + 3] = figures[metric + 3] - estimate[metric]
+        end
+      end
+      redis.call('HSET', key, USED[1], int(figures[1]), USED[2], int(figures[2]), USED[3], int(figures[3]),
+        RESERVED[1], int(figures[4]), RESERVED[2], int(figures[5]), RESERVED[3], int(figures[6]))
+    end
+  end
+end
+
+-- Give back what a rate was charged too much, never beyond now. Delivered images and requests made stay counted.
+local function refund_rates(rates, estimate)
+  local charged = {keep, kind == 'void' and 0 or estimate[2], tokens}
+  for _, rate in ipairs(rates) do
+    local back = (estimate[rate[2]] - charged[rate[2]]) * rate[3]
+    local tat = back ~= 0 and tonumber(redis.call('GET', rate[1]) or '0') or 0
+    if tat > now then
+      tat = math.max(now, tat - back)
+      redis.call('SET', rate[1], int(tat), 'PXAT', int(math.ceil(tat / 1000) + 1000))
+    end
+  end
+end
+
+if state then
+  local estimate = {1, tonumber(reservation[2]), tonumber(reservation[3])}
+  local holds = cjson.decode(held)
+  if kind == 'unresolved' then
+    keep, images, tokens = estimate[1], estimate[2], estimate[3]
+  end
+  settle_uses(holds.use, estimate)
+  refund_rates(holds.rates, estimate)
+  for _, key in ipairs(holds.inflight) do
+    redis.call('ZREM', key, ARGV[1])
+  end
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  local idempotency = reservation[7]
+  if idempotency ~= '' and redis.call('HGET', idempotency, 'request_id') == ARGV[1] then
+    if ARGV[9] == '' then
+      redis.call('DEL', idempotency)
+    else
+      redis.call('HSET', idempotency, 'state', 'done', 'answer', ARGV[9])
+    end
+  end
+end
+
+redis.call('HSET', KEYS[1], 'state', STATES[kind])
+if state and kind ~= 'unresolved' then
+  redis.call('HDEL', KEYS[1], 'held', 'call')
+end
+redis.call('EXPIRE', KEYS[1], TTL[kind])
+local sequence = redis.call('INCR', KEYS[4])
+redis.call('XADD', KEYS[3], '*', 'request_id', ARGV[1], 'kind', kind, 'sequence', int(sequence),
+  'generation', redis.call('HGET', KEYS[5], 'generation') or '', 'tenant', ARGV[3],
+  'call', call or ARGV[8], 'result', ARGV[7])
+return {'DONE', int(sequence)}

@@ -1,0 +1,171 @@
+"""How a change in PostgreSQL reaches the admission store, whoever makes it.
+
+A record in the store (of a tenant, a member or a token) is made of a `Published` row and its `Part` rows (limits,
+secrets). Saving or deleting either raises the record's version under its row lock and writes an OutboxEntry, in one
+transaction; after the commit `committed` is sent, which publishes at once (tokens.directory). An entry goes only when
+the store has the change, so one that couldn't be published is published later by a task.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+from django.db import models, transaction
+from django.db.models import F, Value
+from django.db.models.functions import Greatest
+from django.dispatch import Signal
+from django.utils.timezone import now
+
+committed = Signal()  # sent with `entry` after the transaction that changed its record
+
+ModelT = TypeVar("ModelT", bound=models.Model, covariant=True)
+
+
+class Kind(models.TextChoices):
+    """Whose record changed."""
+
+    TENANT = "tenant"
+    MEMBER = "member"
+    TOKEN = "token"  # noqa: S105  (a kind of record, not a secret)
+
+
+class Entry(NamedTuple):
+    """Names one record: its kind, its row's id, and its tenant's id, which decides the shard."""
+
+    kind: Kind
+    object_id: int
+    tenant_id: int
+
+
+class OutboxEntry(models.Model):
+    """A change that the admission store must still learn of, written in the transaction that makes it."""
+
+    kind = models.CharField(max_length=8, choices=Kind)
+    object_id = models.PositiveBigIntegerField()
+    tenant_id = models.PositiveBigIntegerField()
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        verbose_name_plural = "outbox entries"
+        indexes = [models.Index(fields=["kind", "object_id"], name="outbox_of_a_record")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.object_id}"
+
+    @property
+    def entry(self) -> Entry:
+        """The record that it is about."""
+        return Entry(Kind(self.kind), self.object_id, self.tenant_id)
+
+
+def note_change(entry: Entry) -> None:
+    """Within the transaction that changes a record: remember it, and publish it after the commit."""
+    OutboxEntry.objects.create(kind=entry.kind, object_id=entry.object_id, tenant_id=entry.tenant_id)
+    transaction.on_commit(partial(committed.send, sender=OutboxEntry, entry=entry))
+
+
+class PublishedQuerySet(models.QuerySet[ModelT]):
+    """Refuses what would change rows without raising versions, otherwise the store would keep the old truth.
+
+    `delete()` stays: it collects the rows and tells of each. Fields in the model's UNPUBLISHED, which no record
+    holds, may be updated in bulk.
+    """
+
+    def update(self, **fields: Any) -> int:
+        """As Django's, for unpublished fields only. Raises TypeError for any other."""
+        published = fields.keys() - getattr(self.model, "UNPUBLISHED", frozenset())
+        if published:
+            raise TypeError(
+                f"update() of {', '.join(sorted(published))} would go round the admission store: save() each "
+                f"{self.model._meta.verbose_name} or use the verbs of tokens.issuing and tokens.stopping."
+            )
+        return super().update(**fields)
+
+    def bulk_create(self, *_args: Any, **_kwargs: Any) -> list[Any]:
+        """Refused: raises TypeError."""
+        raise TypeError(
+            f"bulk_create() would go round the admission store: save() each {self.model._meta.verbose_name}."
+        )
+
+
+class Published(models.Model):
+    """A row that is one record in the store. `version` rises with every change of it and of its parts."""
+
+    KIND: ClassVar[Kind]
+    UNPUBLISHED: ClassVar[frozenset[str]] = frozenset()
+
+    version = models.PositiveBigIntegerField(default=1, editable=False)
+
+    objects = PublishedQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    def entry(self) -> Entry:
+        """The record's name in the outbox."""
+        raise NotImplementedError
+
+    def prepare(self, stored: Self | None) -> Iterable[str]:
+        """Called before each save, with the row as it is now (locked; None: a new one).
+
+        Keeps what must not change from changing: adjusts or raises ValidationError. Returns the names of fields that
+        it set, so that a save of some fields writes them, too.
+        """
+        raise NotImplementedError
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save, raise the version, and publish after the commit. Raises what `prepare` raises."""
+        some = kwargs.get("update_fields")
+        with transaction.atomic():
+            # NO KEY: inserting a row that refers to this one mustn't wait.
+            rows = type(self)._default_manager.select_for_update(no_key=True)
+            stored = rows.filter(pk=self.pk).first() if self.pk is not None else None
+            prepared = self.prepare(stored)
+            if stored is not None:
+                self.version = stored.version + 1
+            if some is not None:
+                kwargs["update_fields"] = {*some, *prepared, "version"}
+            super().save(*args, **kwargs)
+            note_change(self.entry())
+
+    def raise_version(self, at_least: int = 0) -> None:
+        """Within a transaction: raise the version, to `at_least` if that is more, and publish after the commit."""
+        raised = Greatest(F("version") + 1, Value(at_least))
+        type(self)._base_manager.filter(pk=self.pk).update(version=raised)
+        note_change(self.entry())
+
+
+class Part(models.Model):
+    """A row that is part of a record: a limit or a secret."""
+
+    UNPUBLISHED: ClassVar[frozenset[str]] = frozenset()
+
+    objects = PublishedQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    def owner(self) -> Published:
+        """The row whose record this one is part of."""
+        raise NotImplementedError
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save under the owner's row lock, raise the owner's version, and publish after the commit."""
+        some = kwargs.get("update_fields")
+        if some is not None and set(some) <= self.UNPUBLISHED:
+            super().save(*args, **kwargs)
+            return
+        with transaction.atomic():
+            stored = type(self)._default_manager.filter(pk=self.pk).first() if self.pk is not None else None
+            owners = {owner.entry(): owner for owner in (self.owner(), stored.owner() if stored else None) if owner}
+            for entry in sorted(owners):
+                owners[entry].raise_version()
+            super().save(*args, **kwargs)
+
+
+def note_deletion(instance: Published | Part, **_kwargs: Any) -> None:
+    """Receiver of `pre_delete`, which Django sends for each row of a deletion, cascades too, in its transaction."""
+    if isinstance(instance, Part):
+        instance.owner().raise_version()
+    else:
+        note_change(instance.entry())

@@ -1,0 +1,144 @@
+"""The verbs that end or pause a right to call: revoke, suspend, activate.
+
+Revoking a token and suspending a tenant act in the admission store first: they are for emergencies, and once they
+have answered no admission succeeds, with PostgreSQL or without it.
+"""
+
+import datetime as dt
+
+from django.db import transaction
+from django.utils.timezone import now
+
+from tokens import control, directory
+from tokens.control import Order
+from tokens.errors import DATABASE_DOWN, Refused
+from tokens.models import Membership, ProxyToken, Status, Tenant, TokenStatus
+from tokens.outbox import Entry, Kind
+
+
+def revoke(token_id: int, by: str, reason: str = "") -> bool:
+    """Revoke a token for good. When this returns, no admission with it succeeds, on any process.
+
+    Returns True when the database has it, too; False when it is down: the store keeps the revocation until it is back.
+    A token that is revoked already keeps the first revocation's date and reason.
+
+    Raises:
+        StoreUnavailable: nothing has changed, or the database has it and the store will when it is back.
+        Refused: there is no such token.
+    """
+    order = Order(TokenStatus.REVOKED, now().timestamp(), by, reason)
+    entry = control.find_token(token_id)
+    if entry is not None:
+        control.carry_out(entry, order)
+    try:
+        token = _revoke_in_database(token_id, order)
+    except DATABASE_DOWN as exc:
+        if entry is None:
+            raise Refused(f"The database is down, and the admission store knows no token {token_id}.") from exc
+        return False
+    if entry is not None:
+        control.forget(entry, order)
+    if token is None:
+        raise Refused(f"There is no token {token_id}.")
+    if entry is None:
+        directory.publish([token.entry()])  # it was in the database only: the record is the tombstone
+    return True
+
+
+def _revoke_in_database(token_id: int, order: Order) -> ProxyToken | None:
+    with transaction.atomic():
+        token = ProxyToken.objects.select_for_update(no_key=True).filter(pk=token_id).first()
+        if token is not None and token.status != TokenStatus.REVOKED:
+            token.status = TokenStatus.REVOKED
+            token.revoked_at = dt.datetime.fromtimestamp(order.at, dt.UTC)
+            token.revoked_by, token.revoke_reason = order.by[:254], order.reason[:200]
+            token.save(update_fields=["status", "revoked_at", "revoked_by", "revoke_reason"])
+    return token
+
+
+def suspend_tenant(slug: str, by: str) -> bool:
+    """Suspend a tenant: when this returns, no admission of its tokens succeeds. Returns and raises as `revoke`."""
+    order = Order(Status.SUSPENDED, now().timestamp(), by)
+    database = True
+    try:
+        pk = Tenant.objects.filter(slug=slug).values_list("pk", flat=True).first()
+        entry = None if pk is None else Entry(Kind.TENANT, pk, pk)
+    except DATABASE_DOWN:
+        database, entry = False, control.find_tenant(slug)
+    if entry is None:
+        raise Refused(f"There is no tenant {slug!r}.")
+    known = control.carry_out(entry, order)
+    if not database:
+        return False
+    try:
+        _suspend_in_database(entry, order, ordered=known)
+    except DATABASE_DOWN:
+        return False
+    if not known:
+        directory.publish([entry])  # it was in the database only
+    return True
+
+
+def _suspend_in_database(entry: Entry, order: Order, *, ordered: bool) -> None:
+    """Save the suspension; `ordered`: only while the store still holds the order, nobody has activated it since."""
+    with transaction.atomic():
+        tenant = Tenant.objects.select_for_update(no_key=True).filter(pk=entry.object_id).first()
+        withdrawn = ordered and control.pending_order(entry) != order
+        if tenant is not None and not withdrawn and tenant.status != Status.SUSPENDED:
+            tenant.status = Status.SUSPENDED
+            tenant.save(update_fields=["status"])
+    if ordered:
+        control.forget(entry, order)
+
+
+def activate_tenant(slug: str) -> Tenant:
+    """Let a suspended tenant call again. Raises Refused; StoreUnavailable when that waits for the store."""
+    with transaction.atomic():
+        tenant = Tenant.objects.select_for_update(no_key=True).filter(slug=slug).first()
+        if tenant is None:
+            raise Refused(f"There is no tenant {slug!r}.")
+        # Under the row's lock: a suspension that the database has yet to learn of must not come after this.
+        version = control.withdraw(tenant.entry())
+        tenant.status = Status.ACTIVE
+        tenant.save(update_fields=["status"])
+        tenant.raise_version(at_least=version + 1)
+    directory.require_published(tenant)
+    return tenant
+
+
+def suspend_member(member: Membership) -> None:
+    """Suspend a member: its tokens stop working. Raises StoreUnavailable when they will only when the store is back."""
+    _set_member_status(member, Status.SUSPENDED)
+
+
+def activate_member(member: Membership) -> None:
+    """Let a suspended member call again. As suspend_member."""
+    _set_member_status(member, Status.ACTIVE)
+
+
+def _set_member_status(member: Membership, status: Status) -> None:
+    member.status = status
+    member.save(update_fields=["status"])
+    directory.require_published(member)
+
+
+def apply_orders() -> int:
+    """Make durable what was ordered in the store and the database has yet to learn of. Returns the number of orders.
+
+    Raises StoreUnavailable, or OperationalError while the database is down.
+    """
+    count = 0
+    for kind, number, order in control.pending_orders():
+        if kind is Kind.TENANT:
+            _suspend_in_database(Entry(kind, number, number), order, ordered=True)
+        elif kind is Kind.TOKEN:
+            _apply_revocation(number, order)
+        count += 1
+    return count
+
+
+def _apply_revocation(token_id: int, order: Order) -> None:
+    token = _revoke_in_database(token_id, order)
+    entry = token.entry() if token is not None else control.find_token(token_id)
+    if entry is not None:
+        control.forget(entry, order)

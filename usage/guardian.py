@@ -1,0 +1,147 @@
+"""The guardian of the admission store: only what it has confirmed admits calls.
+
+The store's `generation` reads ``<uuid>:<run id>``. A server that was started again has another run id, and web
+processes stop admitting until the guardian has compared the store with the ledger: every tenant's sequence must have
+reached the highest receipt, otherwise the store lost what it had acknowledged. A store that was emptied or rolled back
+is fenced for one full lease, so that every call in flight has ended, then rebuilt from PostgreSQL under a new uuid.
+"""
+
+import logging
+import time
+import uuid
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db import connection
+from django.db.models import Count, Max, Q, Sum
+
+from config.redis import store
+from tokens import directory
+from tokens.admission import keys
+from tokens.admission.periods import Calendar, open_periods
+from tokens.models import Limit, Period, Tenant
+from usage.models import EventReceipt, Kind, UsageRecord
+
+logger = logging.getLogger(__name__)
+LOCK = 0x6775617264  # of PostgreSQL, so that it ends with whoever holds it: "guard"
+WEEK = 7 * 86_400
+
+
+def confirm(wait: bool = True) -> str:
+    """Compare store and ledger once and do what is due; "confirmed", "fenced", "rebuilt" or "busy".
+
+    `wait=False` rebuilds without waiting for a lease: only when no process of this installation runs.
+    Raises redis.RedisError and django.db.OperationalError when one of them is out of reach.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        if not cursor.fetchone()[0]:
+            return "busy"
+        try:
+            return _confirm(store(), wait)
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+
+
+def _confirm(client: redis.Redis, wait: bool) -> str:
+    run_id = str(client.info("server")["run_id"])
+    metas: list[Any] = [client.hmget(keys.meta(shard), "generation", "rebuild_at") for shard in range(settings.SHARDS)]
+    generations = {(meta[0] or b"").decode() for meta in metas}
+    name = next(iter(generations)).partition(":")[0]
+    if len(generations) == 1 and name and _reached(client, name):
+        if generations != {f"{name}:{run_id}"}:
+            _write(client, f"{name}:{run_id}")
+        return "confirmed"
+    rebuild_at = int(metas[0][1] or 0)
+    if not rebuild_at:
+        known = UsageRecord.objects.exists() or EventReceipt.objects.exists()
+        rebuild_at = int(time.time() + (settings.LEASE_SECONDS if known and wait else 0))
+        _fence(client, rebuild_at)
+    if wait and time.time() < rebuild_at:
+        logger.error("the admission store lost data; it is fenced", extra={"seconds": rebuild_at - int(time.time())})
+        return "fenced"
+    rebuild(client)
+    _write(client, f"{uuid.uuid4()}:{run_id}")
+    return "rebuilt"
+
+
+def _reached(client: redis.Redis, name: str) -> bool:
+    """Whether every tenant's sequence is at least what the ledger has a receipt for."""
+    receipts = EventReceipt.objects.filter(generation__startswith=f"{name}:")
+    highest = list(receipts.values_list("tenant_id").annotate(highest=Max("sequence")))
+    if not highest:
+        return True
+    names = [keys.sequence(keys.shard_of(tenant, settings.SHARDS), tenant) for tenant, _ in highest]
+    sequences = client.mget(names)
+    return all(int(raw or 0) >= top for raw, (_, top) in zip(sequences, highest, strict=True))
+
+
+def _write(client: redis.Redis, generation: str) -> None:
+    pipeline = client.pipeline(transaction=True)
+    for shard in range(settings.SHARDS):
+        pipeline.hset(keys.meta(shard), mapping={"generation": generation, "counted_since": 0})
+        pipeline.hdel(keys.meta(shard), "rebuild_at")
+    pipeline.execute()
+
+
+def _fence(client: redis.Redis, rebuild_at: int) -> None:
+    pipeline = client.pipeline(transaction=True)
+    for shard in range(settings.SHARDS):
+        pipeline.hdel(keys.meta(shard), "generation")
+        pipeline.hset(keys.meta(shard), "rebuild_at", rebuild_at)
+    pipeline.execute()
+
+
+def rebuild(client: redis.Redis) -> None:
+    """Load the directory and the counters of every open period from PostgreSQL; the store is fenced meanwhile."""
+    directory.load_all()
+    for tenant in Tenant.objects.all():
+        _load_counters(client, tenant)
+
+
+def _load_counters(client: redis.Redis, tenant: Tenant) -> None:
+    shard = keys.shard_of(tenant.pk, settings.SHARDS)
+    changes_at = int(tenant.next_timezone_from.timestamp()) if tenant.next_timezone_from else 0
+    periods = open_periods(Calendar(tenant.timezone, tenant.next_timezone, changes_at), time.time())
+    records = UsageRecord.objects.filter(tenant=tenant)
+    pipeline = client.pipeline(transaction=False)
+    today = records.filter(day=periods.day)
+    month = records.filter(day__gte=f"{periods.month}-01", day__lte=periods.day)
+    for scope in ("tenant", "member", "token"):
+        for period, rows, end in (
+            (f"day:{periods.day}", today, periods.day_end),
+            (f"month:{periods.month}", month, periods.month_end),
+        ):
+            for number, figures in _sums(rows, scope):
+                name = keys.use(shard, f"{scope}:{number}", period)
+                pipeline.hset(name, mapping=figures)
+                pipeline.expireat(name, end + WEEK)
+    for limit in Limit.objects.filter(tenant=tenant, period=Period.TOTAL):
+        scope = "token" if limit.token_id else "member" if limit.member_id else "tenant"
+        number = limit.token_id or limit.member_id or tenant.pk
+        for owner, figures in _sums(records.filter(at__gte=limit.created_at, **{f"{scope}_id": number}), scope):
+            pipeline.hset(keys.use(shard, f"{scope}:{owner}", f"total:{limit.pk}"), mapping=figures)
+    pipeline.execute()
+
+
+def _sums(rows: Any, scope: str) -> list[tuple[int, Any]]:
+    """Use by tenant, member or token: requests that reached the provider, images and tokens as charged."""
+    counted = ~Q(kind=Kind.CORRECTION) & ~Q(kind=Kind.VOID, reason="not_dispatched")
+    sums = rows.values_list(f"{scope}_id").annotate(
+        calls=Count("pk", filter=counted), delivered=Sum("images"), charged=Sum("charged_tokens")
+    )
+    return [
+        (
+            number,
+            {
+                "requests": requests,
+                "images": images or 0,
+                "tokens": tokens or 0,
+                "reserved_requests": 0,
+                "reserved_images": 0,
+                "reserved_tokens": 0,
+            },
+        )
+        for number, requests, images, tokens in sums.order_by()
+    ]

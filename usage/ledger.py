@@ -1,0 +1,205 @@
+"""The one writer of the books: usage events in, ledger rows and rollups out, each call exactly once."""
+
+import datetime as dt
+import ipaddress
+import logging
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.db import DataError, IntegrityError, transaction
+
+from tokens.models import Tenant
+from usage import statements
+from usage.events import UsageEvent
+from usage.merging import RANK, Account, Rollups, State, Written, by_call, difference, state_of
+from usage.models import Kind, Price
+from usage.prices import PriceList
+from usage.quarantine import quarantine_event
+
+logger = logging.getLogger(__name__)
+
+AGENT_CHARACTERS = 200
+
+
+def record(events: Sequence[UsageEvent]) -> None:
+    """Write events to the books; when it returns they are committed, and recording them again changes nothing.
+
+    One transaction for all: receipts, ledger rows, rollups, when secrets were last used. Events may come doubled, in
+    any order and through several writers at once. An event that the database refuses is found by halving the batch
+    and quarantined; the others are booked.
+
+    Raises django.db.OperationalError when the database is out of reach: some of the events may then be in the books,
+    give all of them again.
+    """
+    if not events:
+        return
+    try:
+        _write(events)
+    except (DataError, IntegrityError) as exc:
+        if len(events) == 1:
+            quarantine_event(events[0], type(exc).__name__, str(exc).partition("\n")[0])
+            return
+        middle = len(events) // 2
+        record(events[:middle])
+        record(events[middle:])
+
+
+def _write(events: Sequence[UsageEvent]) -> None:
+    calls = by_call(events)
+    prices = PriceList(event.model for event in events)
+    rollups = Rollups()
+    with transaction.atomic(durable=True):
+        fresh = statements.insert_receipts(key for event in events if (key := _receipt(event)))
+        written = _write_primaries([first for first, *_ in calls.values()], prices, rollups)
+        booked = {event.request_id for event in written}
+        later = {
+            request_id: rest
+            for request_id, all_of_call in calls.items()
+            if (rest := all_of_call[1:] if request_id in booked else all_of_call)
+        }
+        if later:
+            written += _write_corrections(later, prices, rollups)
+        statements.add_to_rollups(rollups.in_key_order())
+        statements.touch_secrets(_last_uses(events))
+        _report_doubled(events, fresh, written)
+
+
+def _write_primaries(firsts: Sequence[UsageEvent], prices: PriceList, rollups: Rollups) -> list[UsageEvent]:
+    """Write the first event of each call that is not in the ledger yet, and return these events."""
+    states = {event.request_id: state_of(event, prices.find(event.model, event.size, event.day)) for event in firsts}
+    inserted = statements.insert_primaries([_primary_row(event, states[event.request_id]) for event in firsts])
+    written = [event for event in firsts if event.request_id in inserted]
+    for event in written:
+        rollups.add(_account(event), event.day, states[event.request_id])
+    return written
+
+
+def _write_corrections(
+    later: dict[uuid.UUID, list[UsageEvent]], prices: PriceList, rollups: Rollups
+) -> list[UsageEvent]:
+    """Amend calls that are in the ledger with the events that outrank what it says; return these events."""
+    calls = statements.lock_calls(list(later))
+    tenants = Tenant.objects.in_bulk({call.account.tenant for call in calls.values()})
+    now = dt.datetime.now(dt.UTC)
+    rows, written = [], []
+    for request_id, events in later.items():
+        call = calls[request_id]
+        for event in events:
+            if RANK[event.kind] <= RANK[call.state.outcome]:
+                continue
+            today = now.astimezone(tenants[call.account.tenant].zone(now)).date()
+            rows.append(_correct(call, event, today, prices, rollups))
+            written.append(event)
+    if rows:
+        statements.insert_corrections(rows)
+    return written
+
+
+def _correct(call: Written, event: UsageEvent, today: dt.date, prices: PriceList, rollups: Rollups) -> tuple[Any, ...]:
+    """Bring `call` to what `event` says; returns the row of the correction, which is booked today.
+
+    A call keeps its price: that of an earlier row goes before the list's.
+    """
+    before = call.state
+    price: Price | None = prices.find(call.account.model, call.size, call.day)
+    if before.pricing.per_image is not None:
+        price = Price(**before.pricing._asdict())
+    after = state_of(event, price)
+    rollups.add(call.account, today, before, -1)
+    rollups.add(call.account, today, after)
+    call.state = after
+    call.number += 1
+    amount = State(after.outcome, difference(after.figures, before.figures), after.pricing)
+    return _row(event, Kind.CORRECTION, call.number, amount, call.account, call.size, call.n, call.day, today)
+
+
+def _primary_row(event: UsageEvent, state: State) -> tuple[Any, ...]:
+    return _row(event, event.kind, 0, state, _account(event), event.size, event.n, event.day, event.day)
+
+
+def _row(
+    event: UsageEvent,
+    kind: str,
+    number: int,
+    state: State,
+    account: Account,
+    size: str,
+    n: int,
+    day: dt.date,
+    booked_day: dt.date,
+) -> tuple[Any, ...]:
+    """The values of a row of the ledger, in the order of statements.RECORD_COLUMNS."""
+    return (
+        event.request_id,
+        str(kind),
+        number,
+        state.outcome,
+        *account[:3],
+        account.model,
+        size,
+        n,
+        *state.figures[:5],
+        event.provenance,
+        state.pricing.per_image,
+        state.pricing.per_million_tokens,
+        state.figures.cost,
+        state.pricing.currency,
+        day,
+        booked_day,
+        event.provider,
+        event.provider_request_id,
+        event.latency_ms,
+        event.reason,
+        event.at,
+        event.generation or "",
+        event.sequence,
+    )
+
+
+def _account(event: UsageEvent) -> Account:
+    return Account(event.tenant, event.member, event.token, event.model)
+
+
+def _receipt(event: UsageEvent) -> statements.Receipt | None:
+    if event.sequence is None or event.generation is None:
+        return None
+    return event.tenant, event.generation, event.sequence
+
+
+def _last_uses(events: Iterable[UsageEvent]) -> list[tuple[int, dt.datetime, str | None, str]]:
+    newest: dict[int, UsageEvent] = {}
+    for event in events:
+        if event.secret not in newest or event.request_id > newest[event.secret].request_id:
+            newest[event.secret] = event
+    return [
+        (secret, event.at, _address(event.address), event.agent[:AGENT_CHARACTERS])
+        for secret, event in sorted(newest.items())
+    ]
+
+
+def _address(text: str) -> str | None:
+    """An IP address as PostgreSQL takes it, or None: a strange one must not keep a charge out of the books."""
+    try:
+        return str(ipaddress.ip_address(text.partition("%")[0]))  # PostgreSQL knows no IPv6 zone, as in fe80::1%eth0
+    except ValueError:
+        return None
+
+
+def _report_doubled(events: Sequence[UsageEvent], fresh: set[statements.Receipt], written: list[UsageEvent]) -> None:
+    """Quarantine (and book all the same) events of new calls whose sequence number was already taken.
+
+    An event that comes a second time finds both its receipt and its row; a new row with an old receipt means that the
+    store gave one number twice, as after losing a part of its data.
+    """
+    unclaimed = set(fresh)
+    doubled = set()
+    for event in events:
+        key = _receipt(event)
+        if key in unclaimed:
+            unclaimed.discard(key)
+        elif key:
+            doubled.add(id(event))
+    for event in written:
+        if id(event) in doubled:
+            quarantine_event(event, "SequenceUsedTwice", "Booked, but another call came with its sequence number.")

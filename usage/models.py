@@ -1,0 +1,198 @@
+"""The books: the ledger and its rollups, prices, receipts of the events that came in, and events that were refused.
+
+Only usage.ledger writes UsageRecord, EventReceipt and DailyUsage. Their figures are per call and add up: the rows of
+one request id sum to what is known about it now, and the rollups of a day sum the ledger rows booked on that day.
+"""
+
+from decimal import Decimal
+
+from django.core.validators import MinValueValidator, RegexValidator
+from django.db import models
+from django.utils.timezone import now
+
+from tokens.models import Membership, ProxyToken, Tenant
+
+# Eight places for a price; tokens are priced by the million (six more), so fourteen hold any cost without rounding.
+PRICE_PLACES = 8
+COST_PLACES = 14
+COST_DIGITS = 30
+
+
+class Kind(models.TextChoices):
+    """What a ledger row is. The first three open a request id and rank in this order; a correction amends one."""
+
+    UNRESOLVED = "unresolved", "Unresolved"
+    VOID = "void", "Void"
+    EXACT = "exact", "Exact"
+    CORRECTION = "correction", "Correction"
+
+
+class Provenance(models.TextChoices):
+    """Where the charged tokens come from."""
+
+    REPORTED = "reported", "Reported by the provider"
+    DERIVED = "derived", "Derived from what the provider reported"
+    ESTIMATED = "estimated", "Estimated"
+    MISSING = "missing", "Not reported: charged at the estimate"
+
+
+class UsageRecord(models.Model):
+    """One row of the ledger; append-only, which the database enforces.
+
+    The table is partitioned by month of the request id (a UUIDv7) and keyed by (request_id, kind, number); one row of
+    a request id, the primary, is no correction. `id` is unique by its sequence and serves the admin. A correction
+    holds differences: images, tokens and cost of all rows of a request id sum to the newest absolute figures.
+    Foreign keys are not checked row by row: a batch's rollups are, in the same transaction.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    request_id = models.UUIDField()
+    kind = models.CharField(choices=Kind)
+    number = models.PositiveSmallIntegerField(help_text="0 for the primary row, then 1, 2 for its corrections.")
+    outcome = models.CharField(choices=Kind, help_text="What the call counts as once this row is written.")
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, db_constraint=False, related_name="+")
+    member = models.ForeignKey(Membership, on_delete=models.PROTECT, db_constraint=False, related_name="+")
+    token = models.ForeignKey(ProxyToken, on_delete=models.PROTECT, db_constraint=False, related_name="+")
+    model = models.CharField()
+    size = models.CharField(blank=True)
+    n = models.PositiveIntegerField("images asked for")
+    images = models.IntegerField("images delivered")
+    input_tokens = models.BigIntegerField(null=True)
+    output_tokens = models.BigIntegerField(null=True)
+    reported_tokens = models.BigIntegerField(null=True, help_text="As the provider said. Empty: it said nothing.")
+    charged_tokens = models.BigIntegerField()
+    provenance = models.CharField(choices=Provenance)
+    price_per_image = models.DecimalField(max_digits=18, decimal_places=PRICE_PLACES, null=True)
+    price_per_million_tokens = models.DecimalField(max_digits=18, decimal_places=PRICE_PLACES, null=True)
+    cost = models.DecimalField(
+        max_digits=COST_DIGITS, decimal_places=COST_PLACES, null=True, help_text="Empty: there was no price."
+    )
+    currency = models.CharField(blank=True)
+    day = models.DateField(help_text="The tenant's day on which the call was admitted.")
+    booked_day = models.DateField(help_text="The tenant's day on which this row counts in reports.")
+    provider = models.CharField(blank=True)
+    provider_request_id = models.CharField(blank=True)
+    latency_ms = models.BigIntegerField()
+    reason = models.CharField(blank=True)
+    at = models.DateTimeField(help_text="When the call came in, from its request id.")
+    recorded_at = models.DateTimeField()
+    generation = models.CharField(blank=True, help_text="Empty: it did not come through the store's stream.")
+    sequence = models.BigIntegerField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "usage_record"
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.request_id}"
+
+
+class EventReceipt(models.Model):
+    """That the event with this sequence number of a tenant came in: a number that is missing is a lost event."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "generation", "sequence")
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, db_constraint=False, db_index=False, related_name="+")
+    generation = models.TextField()
+    sequence = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"event {self.sequence} of tenant {self.tenant_id}"
+
+
+class DailyUsage(models.Model):
+    """What a token used of a model on one booked day, in one currency ("" where there was no price).
+
+    Figures of calls that ended exactly are to be invoiced. Unresolved ones are held apart, at their estimates, and
+    are not. When one is resolved on a later day, that day takes it back: its unresolved figures may be negative, and
+    no closed day changes.
+    """
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, db_index=False, related_name="+")
+    member = models.ForeignKey(Membership, on_delete=models.PROTECT, related_name="+")
+    token = models.ForeignKey(ProxyToken, on_delete=models.PROTECT, related_name="+")
+    model = models.CharField(max_length=100)
+    booked_day = models.DateField()
+    currency = models.CharField(max_length=3, blank=True)
+    requests = models.BigIntegerField(default=0)
+    images = models.BigIntegerField(default=0)
+    charged_tokens = models.BigIntegerField(default=0)
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    cost = models.DecimalField(max_digits=COST_DIGITS, decimal_places=COST_PLACES, default=Decimal(0))
+    unpriced_requests = models.BigIntegerField(default=0)
+    unresolved_requests = models.BigIntegerField(default=0)
+    unresolved_images = models.BigIntegerField(default=0)
+    unresolved_tokens = models.BigIntegerField(default=0)
+    voided_requests = models.BigIntegerField(default=0)
+
+    class Meta:
+        verbose_name_plural = "daily usage"
+        ordering = ["-booked_day"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "booked_day", "member", "token", "model", "currency"], name="one_rollup_per_key"
+            )
+        ]
+        indexes = [models.Index(fields=["booked_day"])]
+
+    def __str__(self) -> str:
+        return f"{self.booked_day} token {self.token_id} {self.model}"
+
+
+class Price(models.Model):
+    """What a model costs from a day on: images and tokens each have their price, both count.
+
+    The price of a call is the newest one whose `valid_from` is not after the call's day (the tenant's); one for the
+    call's size goes before one for any size. A ledger row keeps the price that it was charged at.
+    """
+
+    model = models.SlugField(max_length=100, help_text="The model's name, as in the list of models.")
+    size = models.CharField(max_length=16, blank=True, help_text="Such as 1024x1024. Empty: any size.")
+    per_image = models.DecimalField(
+        "an image", max_digits=18, decimal_places=PRICE_PLACES, default=Decimal(0), validators=[MinValueValidator(0)]
+    )
+    per_million_tokens = models.DecimalField(
+        "a million tokens",
+        max_digits=18,
+        decimal_places=PRICE_PLACES,
+        default=Decimal(0),
+        validators=[MinValueValidator(0)],
+    )
+    currency = models.CharField(
+        max_length=3, validators=[RegexValidator(r"^[A-Z]{3}$", "Three capital letters, such as EUR (ISO 4217).")]
+    )
+    valid_from = models.DateField(help_text="The first day it holds. Calls already in the books keep their price.")
+    created_at = models.DateTimeField(default=now, editable=False)
+
+    class Meta:
+        ordering = ["model", "size", "-valid_from"]
+        constraints = [
+            models.UniqueConstraint(fields=["model", "size", "valid_from"], name="one_price_per_model_size_and_day"),
+            models.CheckConstraint(
+                condition=models.Q(per_image__gte=0, per_million_tokens__gte=0), name="price_is_not_negative"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.size or 'any size'} from {self.valid_from}"
+
+    def cost(self, images: int, tokens: int) -> Decimal:
+        """What that many delivered images and charged tokens cost, in `currency`, exact (never rounded)."""
+        return images * self.per_image + (tokens * self.per_million_tokens).scaleb(-6)
+
+
+class QuarantinedEvent(models.Model):
+    """A usage event that could not be booked as it came, kept whole for a person to look at."""
+
+    raw = models.JSONField(help_text="The event's fields as they came.")
+    digest = models.CharField(max_length=64, unique=True, editable=False)  # the same event delivered again adds no row
+    error = models.CharField(max_length=100)
+    message = models.TextField(blank=True)
+    at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.error} {self.at:%Y-%m-%d %H:%M:%S}"
