@@ -1,16 +1,24 @@
 """The ASGI application: API paths go to the lean handler, everything else to Django's own."""
 
 import os
+import sys
 from typing import Any
 
 import django
 from django.core.asgi import get_asgi_application
+from django.core.exceptions import ImproperlyConfigured
+
+from config import checks
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-django.setup()
+try:
+    django.setup()
+    checks.refuse_unsafe()
+except ImproperlyConfigured as refusal:
+    sys.exit(f"The gateway doesn't start. {refusal}")
 
-from gateway.handler import LeanHandler  # noqa: E402  (models need the set-up above)
-from gateway.requests import Receive, Send  # noqa: E402
+from gateway.handler import LeanHandler
+from gateway.requests import Receive, Send
 
 API_PATHS = ("/wp-json/", "/v1/", "/images/")
 OPERATION_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})

@@ -46,6 +46,13 @@ def configure(options: dict[str, Any]) -> None:
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
             "root": {"handlers": ["stderr"], "level": options["level"]},
             # Django's line for each 4xx answer and httpx's for each call would repeat the request line.
-            "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
+            "loggers": {
+                "django.request": {"level": "ERROR"},
+                "httpx": {"level": "WARNING"},
+                # Three lines for each of several tasks a second would bury everything else.
+                "celery.app.trace": {"level": "WARNING"},
+                "celery.worker.strategy": {"level": "WARNING"},
+                "celery.beat": {"level": "WARNING"},
+            },
         }
     )

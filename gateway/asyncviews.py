@@ -11,7 +11,6 @@ from typing import Any, cast
 import msgspec
 from django.http import HttpRequest, HttpResponse
 from rest_framework.renderers import BaseRenderer
-from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 

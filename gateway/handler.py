@@ -138,5 +138,6 @@ def _record(request: LeanRequest, response: HttpResponse, seconds: float) -> Non
         upstream_ms=call.upstream_ms if call else None,
         model=call.model.name if call else "",
         n=call.asked.n if call else None,
+        tokens=call.charged if call else None,
         client_request_id=response.get("X-Client-Request-Id", ""),
     )

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from django.conf import settings
@@ -18,7 +17,7 @@ from gateway.images import StorageFailed
 from gateway.judging import UNKNOWN_OUTCOME, Delivered, Failed, Usage, judge
 from gateway.refusals import refusal
 from gateway.runtime import Runtime
-from gateway.upstream import Answer, UpstreamError
+from gateway.upstream import UpstreamError
 from gateway.validation import GenerationRequest
 from tokens.admission.admission import Claim, Decision, Standing, admit
 from tokens.admission.connection import StoreError, StoreUnavailable
@@ -26,6 +25,7 @@ from tokens.admission.principal import Principal
 from tokens.admission.settlement import Ending
 
 logger = logging.getLogger(__name__)
+PROVIDER_ID_CHARACTERS = 200
 
 
 @dataclass(slots=True)
@@ -45,6 +45,8 @@ class Call:
     event: bytes = b""
     admitted_at: float = 0.0  # monotonic
     upstream_ms: float | None = None
+    provider_request_id: str = ""
+    charged: int | None = None  # tokens, once the call is settled
     standings: tuple[Standing, ...] = ()
     replayed: bool = False
 
@@ -167,10 +169,10 @@ async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
     begun = time.monotonic()
     if begun - call.admitted_at > settings.DISPATCH_WITHIN:  # this process was stopped; its lease may be gone
         return Failed("void", Unavailable("The gateway was held up; nothing was sent."), "not_dispatched")
-    answer: Answer | None = None
     try:
         answer = await runtime.upstream.generate(call.model, call.asked, call.request_id)
-        outcome = judge(answer, call.asked.n, call.estimate)
+        call.provider_request_id = answer.headers.get("x-request-id", "")[:PROVIDER_ID_CHARACTERS]
+        outcome: Delivered | Failed = judge(answer, call.asked.n, call.estimate)
     except UpstreamError as exc:
         outcome = _no_answer(exc)
     call.upstream_ms = (time.monotonic() - begun) * 1000
@@ -216,6 +218,7 @@ async def _keep_and_settle(runtime: Runtime, call: Call, delivered: Delivered) -
     images = len(kept) + len(delivered.urls)
     answer = msgspec.json.encode(skeleton) if call.idempotency_key else b""
     await _end(runtime, call, "exact", "", usage=usage, images=images, answer=answer)
+    call.charged = usage.charged
     return skeleton
 
 
@@ -225,6 +228,22 @@ async def _end_failed(runtime: Runtime, call: Call, kind: str, reason: str) -> N
         metrics.counted("unresolved")
         answer = msgspec.json.encode(Skeleton(error="outcome_unknown")) if call.idempotency_key else b""
     await _end(runtime, call, kind, reason, answer=answer, keep_request=reason != "not_dispatched")
+
+
+def _result(call: Call, usage: Usage, images: int, reason: str) -> bytes:
+    return msgspec.json.encode(
+        {
+            "images": images,
+            "input": usage.input,
+            "output": usage.output,
+            "reported": usage.reported,
+            "charged": usage.charged,
+            "provenance": usage.provenance,
+            "provider_request_id": call.provider_request_id,
+            "latency_ms": round(call.upstream_ms or 0),
+            "reason": reason,
+        }
+    )
 
 
 async def _end(
@@ -242,17 +261,6 @@ async def _end(
     if kind == "unresolved":
         usage, images = Usage(call.estimate, None, None, None, "estimated"), call.asked.n
     usage = usage or Usage(0, None, None, None, "derived")
-    result: dict[str, Any] = {
-        "images": images,
-        "input": usage.input,
-        "output": usage.output,
-        "reported": usage.reported,
-        "charged": usage.charged,
-        "provenance": usage.provenance,
-        "provider_request_id": "",
-        "latency_ms": round(call.upstream_ms or 0),
-        "reason": reason,
-    }
     principal = call.principal
     ending = Ending(
         call.request_id,
@@ -262,7 +270,7 @@ async def _end(
         images,
         usage.charged,
         keep_request,
-        msgspec.json.encode(result),
+        _result(call, usage, images, reason),
         call.event,
         answer,
     )

@@ -16,7 +16,15 @@ from typing import Literal
 import redis
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    values,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -53,6 +61,8 @@ class Book:
         if self.folder:
             Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             values.ValueClass = values.MultiProcessValue(metricfiles.process_identifier)  # type: ignore[no-untyped-call]
+        # Otherwise one process alone shows a `_created` series for each counter, several together show none.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "gateway_requests", "Answered requests", ["route", "status", "type"], registry=self.registry
@@ -166,7 +176,7 @@ def read_store(shards: int) -> dict[str, float]:
         pipeline.xrange(stream, count=1)
         pipeline.xpending(stream, keys.GROUP)
         pipeline.zcard(keys.deadlines(shard))
-        pipeline.zcount(keys.deadlines(shard), "-inf", now)
+        pipeline.zcount(keys.deadlines(shard), "-inf", int(now * 1_000_000))
     answers = pipeline.execute(raise_on_error=False)
     gauges = dict.fromkeys(STORE_GAUGES, 0.0)
     for length, oldest, pending, open_, overdue in zip(*[iter(answers)] * 5, strict=True):

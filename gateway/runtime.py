@@ -13,6 +13,7 @@ import msgspec
 from django.conf import settings
 
 from config.redis import parse_address
+from gateway import metrics
 from gateway.authentication import Authenticator
 from gateway.catalog import Catalog, parse
 from gateway.images import image_store
@@ -99,6 +100,7 @@ class Runtime:
                     logger.warning("usage goes to the spool", extra={"reason": str(exc)})
                     break
                 await asyncio.sleep(0.05)
+        metrics.counted("settle_spooled")
         await self.spool.keep(ending)
 
     async def refresh_generation(self) -> None:

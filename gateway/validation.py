@@ -27,16 +27,17 @@ class GenerationRequest:
 def require_json(content_type: str) -> None:
     """Raise UnsupportedMediaType unless the content type is ``application/json``, in any spelling or charset UTF-8."""
     kind, _, parameters = content_type.partition(";")
-    charset = parameters.lower().replace('"', "").replace(" ", "").rpartition("charset=")[2]
-    if kind.strip().lower() != "application/json" or charset not in {"", "utf-8", "utf8"}:
+    pairs = [part.partition("=") for part in parameters.lower().split(";")]
+    charsets = {value.strip(' "') for name, _, value in pairs if name.strip() == "charset"}
+    if kind.strip().lower() != "application/json" or charsets - {"utf-8", "utf8"}:
         raise UnsupportedMediaType
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise InvalidRequest(f"The field {_shown(twice)} appears more than once.")
     return fields
 

@@ -65,6 +65,11 @@ class Process:
             os.killpg(self.child.pid, signal.SIGKILL)
         return self.child.wait(5)
 
+    def children(self) -> list[int]:
+        """The pids of its living children, such as a web server's workers."""
+        path = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
     def text(self) -> str:
         """What it has written so far."""
         return self.log.read_text(errors="replace")
@@ -91,8 +96,17 @@ def sandbox(folder: Path, key: str = "sandbox-key-of-the-tests") -> Iterator[str
 
 
 @contextlib.contextmanager
-def web(folder: Path, workers: int = 1, ready: bool = True, **environment: str) -> Iterator[tuple[str, Process]]:
-    """The web server; yields its URL and its process. Waits until it can admit unless `ready` is false."""
+def web(
+    folder: Path,
+    workers: int = 1,
+    ready: bool = True,
+    application: str = "config.asgi:application",
+    **environment: str,
+) -> Iterator[tuple[str, Process]]:
+    """The web server; yields its URL and its process. Waits until it can admit unless `ready` is false.
+
+    `application` names another ASGI entry, such as a broken one that a test must catch.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {"PUBLIC_URL": url, "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"), **environment}
@@ -100,7 +114,7 @@ def web(folder: Path, workers: int = 1, ready: bool = True, **environment: str) 
         str(Path(sys.executable).parent / "granian"),
         *("--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)),
         *("--loop", "uvloop", "--respawn-failed-workers", "--backlog", "8192", "--backpressure", "8192", "--no-ws"),
-        "config.asgi:application",
+        application,
     ]
     process = Process("web", command, folder, **environment)
     try:

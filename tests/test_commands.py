@@ -239,7 +239,7 @@ class Stack:
     def query(self, sql: str) -> Any:
         """One value of the database."""
         with psycopg.connect(self.servers.database_url) as database:
-            row = database.execute(sql).fetchone()  # type: ignore[arg-type]
+            row = database.execute(sql.encode()).fetchone()
         assert row is not None
         return row[0]
 
@@ -249,8 +249,8 @@ class Stack:
     def status(self, kind: str, number: str) -> bytes | None:
         """A record's status in the store."""
         shard = int(self.query("SELECT id FROM tokens_tenant WHERE slug = 'acme'")) % 16
-        found: Any = self.store().hget(f"{{s{shard}}}:{kind}:{number}", "status")
-        return found  # type: ignore[no-any-return]
+        found: bytes | None = self.store().hget(f"{{s{shard}}}:{kind}:{number}", "status")  # type: ignore[assignment]
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """What is deployed: the compose file and the image, held to the gateway's own promises."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ OURS = ("setup", "web", "worker", "beat")
 GRANIAN = {"GRANIAN_WORKERS"}
 
 
-def options(command: list[str]) -> dict[str, str]:
+def options(command: Sequence[str]) -> dict[str, str]:
     """``--name value`` pairs of a command."""
-    return {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
+    pairs = pairwise(command)
+    return {name: value for name, value in pairs if name.startswith("--") and not value.startswith("--")}
 
 
-def flags(command: list[str]) -> set[str]:
+def flags(command: Sequence[str]) -> set[str]:
     """Everything that starts with ``--``."""
     return {word for word in command if word.startswith("--")}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from config import redis as config_redis
 from config.redis import store
@@ -17,6 +17,8 @@ from tests.conftest import Customer
 from tests.test_issuing import principal, works
 from tokens import comparison, directory, issuing, records, secrets, stopping, tasks
 from tokens.admission import keys
+from tokens.admission.connection import StoreUnavailable
+from tokens.errors import Refused
 from tokens.models import Limit, OutboxEntry, ProxyToken, Secret, Status, Tenant
 from tokens.outbox import Entry, Kind
 
@@ -118,16 +120,12 @@ def test_a_deleted_member_and_tenant_leave_nothing(customer: Customer) -> None:
 
 def test_a_rolled_back_change_is_not_published(customer: Customer) -> None:
     before = held(customer.tenant.entry())
-    with pytest.raises(ZeroDivisionError), directory_transaction():
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
         customer.tenant.model = "other"
         customer.tenant.save()
         raise ZeroDivisionError
     assert held(customer.tenant.entry()) == before
     assert_equal(customer)
-
-
-def directory_transaction() -> Any:
-    return issuing.transaction.atomic()
 
 
 def test_an_older_put_changes_nothing(customer: Customer) -> None:
@@ -260,7 +258,7 @@ def test_a_stopped_server_is_reported_without_its_keys(settings: Any, customer: 
     settings.REDIS_URL = "unix:///tmp/there-is-no-such-socket?db=0"
     config_redis.store.cache_clear()
     try:
-        with pytest.raises(directory.StoreUnavailable) as refused:
+        with pytest.raises(StoreUnavailable) as refused:
             directory.publish([customer.token.entry()])
     finally:
         config_redis.store.cache_clear()
@@ -301,7 +299,7 @@ def test_many_changes_at_once_leave_no_difference(make_customer: Callable[..., C
         dice = random.Random(seed)
         try:
             for _ in range(60):
-                with contextlib.suppress(issuing.Refused):  # a token that another thread revoked first
+                with contextlib.suppress(Refused):  # a token that another thread revoked first
                     change_something(dice.choice(customers), dice)
         except BaseException as exc:
             failures.append(exc)

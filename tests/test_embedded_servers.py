@@ -107,7 +107,7 @@ def test_its_test_servers_die_with_the_tests(folder: Path) -> None:
     pids = [int(word) for word in process.stdout.readline().split()]
     assert len(pids) == 2
     process.kill()
-    process.wait()
+    process.communicate()
     eventually(lambda: all(identity.identify(pid) is None for pid in pids))
 
 

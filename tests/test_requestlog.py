@@ -52,7 +52,9 @@ def test_a_line_is_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_client_sends_stays_one_short_line(capfd: pytest.CaptureFixture[str]) -> None:
-    requestlog.write(**{**REQUEST, "client_request_id": 'a"\n{' + "x" * 5_000})
+    request = REQUEST.copy()
+    request["client_request_id"] = 'a"\n{' + "x" * 5_000
+    requestlog.write(**request)
     output = capfd.readouterr().err
     assert output.count("\n") == 1
     assert len(json.loads(output)["client_request_id"]) == requestlog.LONGEST_CLIENT_ID

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,10 +67,10 @@ def supervisor(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]
     process = run_python(SERVERS_ONLY, str(folder))
     assert process.stdout
     urls = process.stdout.readline().strip(), process.stdout.readline().strip()
+    left = runfile.read(folder)
     yield process, *urls
     process.kill()
-    process.wait()
-    left = runfile.read(folder)
+    process.communicate()
     if left:
         orphans.stop_all(left, 0, print)
 
@@ -214,7 +215,9 @@ def test_it_waits_for_a_supervisor_that_is_stopping(
 
     def told(line: str) -> None:
         lines.append(line)
-        supervisor[0].kill()
+        time.sleep(datafolder.NOTICE_SECONDS)  # as long as a stop may take, and longer than a start waits without one
+        note.remove()
+        threading.Timer(0.5, supervisor[0].kill).start()
 
     datafolder.claim(folder, told)
     assert len(lines) == 1

@@ -59,8 +59,7 @@ def compare() -> Differences:
     found.orphans.update(_orphan_locators(), *(_orphan_records(kind) for kind in Kind))
     for kind in Kind:
         for ids in directory.id_batches(kind):
-            suspects = [entry.object_id for entry in _judge(kind, ids)]
-            if suspects:
+            if suspects := _judge(kind, ids):
                 _look_again(kind, suspects, found)
     return found
 
@@ -97,10 +96,10 @@ def _outdo(entry: Entry, version: int) -> None:
             row.raise_version(at_least=version + 1)
 
 
-def _judge(kind: Kind, ids: list[int]) -> dict[Entry, int]:
-    """Database first: the records that don't stand in the store as they should, with the version there (0: none)."""
+def _judge(kind: Kind, ids: list[int]) -> list[int]:
+    """Database first: the ids of the records that don't stand in the store as they should."""
     made = records.read(kind, ids)
-    return {record.entry: version for record, version, _ in _unequal(made, _stored(made))}
+    return [record.entry.object_id for record, _, _ in _unequal(made, _stored(made))]
 
 
 def _look_again(kind: Kind, ids: list[int], found: Differences) -> None:

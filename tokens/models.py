@@ -37,8 +37,6 @@ class Status(models.TextChoices):
 class Tenant(Published):
     """A customer: members, tokens, limits, a calendar, and the web origins its browser clients come from."""
 
-    KIND = Kind.TENANT
-
     slug = models.SlugField(max_length=63, unique=True, help_text="Short name for commands and reports. It stays.")
     name = models.CharField(max_length=200)
     status = models.CharField(max_length=16, choices=Status, default=Status.ACTIVE)
@@ -101,8 +99,6 @@ class Tenant(Published):
 class Membership(Published):
     """A member: a user in a tenant."""
 
-    KIND = Kind.MEMBER
-
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="members")
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="memberships")
     status = models.CharField(max_length=16, choices=Status, default=Status.ACTIVE)
@@ -139,8 +135,6 @@ REVOCATION = ("status", "revoked_at", "revoked_by", "revoke_reason")
 
 class ProxyToken(Published):
     """What a client app presents instead of a provider key. It has one secret, during rotation two."""
-
-    KIND = Kind.TOKEN
 
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="tokens")
     member = models.ForeignKey(Membership, on_delete=models.PROTECT, related_name="tokens")

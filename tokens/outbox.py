@@ -91,7 +91,6 @@ class PublishedQuerySet(models.QuerySet[ModelT]):
 class Published(models.Model):
     """A row that is one record in the store. `version` rises with every change of it and of its parts."""
 
-    KIND: ClassVar[Kind]
     UNPUBLISHED: ClassVar[frozenset[str]] = frozenset()
 
     version = models.PositiveBigIntegerField(default=1, editable=False)

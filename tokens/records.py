@@ -6,12 +6,12 @@ whatever is newer publishes again.
 """
 
 import datetime as dt
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from django.conf import settings
 
 from tokens.admission import keys
@@ -153,7 +153,7 @@ def _limits(scope: str, ids: list[int], **only: None) -> dict[int, list[dict[str
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return msgspec.json.encode(value).decode()
 
 
 def _epoch(moment: dt.datetime | None) -> str:

@@ -73,9 +73,11 @@ def claim(data: Path, say: Callable[[str], None]) -> int:
             raise StartError(
                 f"The gateway already runs on {data}{who}: stop it, or choose another folder (DATA=) and port (PORT=)."
             )
-        if stopping and not told:
-            say(f"An earlier start on {data} is still stopping; waiting for it.")
+        if stopping:
+            if not told:
+                say(f"An earlier start on {data} is still stopping; waiting for it.")
             told = True
+            end = time.monotonic() + NOTICE_SECONDS  # its file goes a moment before its lock
         time.sleep(POLL_SECONDS)
 
 

@@ -109,65 +109,78 @@ class Principal:
         return plan
 
 
-def _make_plan(principal: Principal, now: float) -> Plan:
-    periods = open_periods(principal.calendar, now)
-    changes_at = principal.calendar.changes_at
-    until = min(periods.day_end, changes_at) if changes_at > now else periods.day_end
-    shard = principal.shard
-    scopes = {
-        "token": f"token:{principal.token}",
-        "member": f"member:{principal.member}",
-        "tenant": f"tenant:{principal.tenant}",
-    }
-    names = [keys.inflight(shard, scope) for scope in scopes.values()]
-    at = {("concurrent", scope): FIXED_KEYS - 2 + number for number, scope in enumerate(scopes)}
-    times: list[int] = []
+class _PlanBuilder:
+    """Collects a plan's keys and arguments. A key's number is its place among the admit script's KEYS, from 1."""
 
-    def add_use(mark: tuple[str, str], scope: str, period: str, start: int, end: int) -> None:
-        names.append(keys.use(shard, scopes[scope], period))
-        times.extend((start, end))
-        at[mark] = FIXED_KEYS - 3 + len(names)
+    def __init__(self, principal: Principal) -> None:
+        self.shard = principal.shard
+        self.scopes = {
+            "token": f"token:{principal.token}",
+            "member": f"member:{principal.member}",
+            "tenant": f"tenant:{principal.tenant}",
+        }
+        self.keys = [keys.inflight(self.shard, scope) for scope in self.scopes.values()]
+        self.number = {(scope, "concurrent"): FIXED_KEYS - 2 + place for place, scope in enumerate(self.scopes)}
+        self.uses: list[str] = []
+        self.times: list[int] = []
+        self.rates: list[tuple[str, int, int]] = []
+        self.arguments: list[Any] = []
 
-    for scope in scopes:
-        add_use(("day", scope), scope, f"day:{periods.day}", periods.day_start, periods.day_end)
-        add_use(("month", scope), scope, f"month:{periods.month}", periods.month_start, periods.month_end)
-    for scoped in principal.limits:
-        if scoped.limit.period == "total":
-            add_use(
-                (f"total{scoped.limit.id}", scoped.scope),
-                scoped.scope,
-                f"total:{scoped.limit.id}",
-                scoped.limit.start,
-                0,
-            )
-    uses = names[3:]
+    def _add_key(self, name: str) -> int:
+        self.keys.append(name)
+        return FIXED_KEYS - 3 + len(self.keys)
 
-    arguments: list[Any] = []
-    rates: list[tuple[str, int, int]] = []
-    for scoped in principal.limits:
-        limit = scoped.limit
+    def add_use(self, scope: str, period: str, name: str, start: int, end: int) -> None:
+        """A use counter of a scope, to be found by limits under (scope, period)."""
+        key = keys.use(self.shard, self.scopes[scope], name)
+        self.number[scope, period] = self._add_key(key)
+        self.uses.append(key)
+        self.times += (start, end)
+
+    def add_limit(self, scope: str, limit: LimitRecord) -> None:
+        """A limit; its use counter must have been added."""
         metric = METRIC_NUMBERS.get(limit.metric, 1)
         if limit.is_rate:
             # The microseconds that one unit costs, rounded up: never more than the amount passes in a period.
             unit = -(-RATE_MICROSECONDS[limit.period] // limit.amount)
-            name = keys.rate(shard, scopes[scoped.scope], limit.metric, limit.period)
-            names.append(name)
-            rates.append((name, metric, unit))
-            arguments += (
-                "rate",
-                FIXED_KEYS - 3 + len(names),
-                metric,
-                limit.amount,
-                unit,
-                unit * (limit.burst or limit.amount),
-            )
-        elif limit.metric == "concurrent":
-            arguments += ("concurrent", at["concurrent", scoped.scope], metric, limit.amount, 0, 0)
-        else:
-            mark = f"total{limit.id}" if limit.period == "total" else limit.period
-            arguments += ("quota", at[mark, scoped.scope], metric, limit.amount, 0, 0)
-    held = msgspec.json.encode({"use": uses, "rates": rates, "inflight": names[:3]})
-    return Plan(periods, until, tuple(names), tuple(times), tuple(arguments), len(uses), held, principal.limits)
+            name = keys.rate(self.shard, self.scopes[scope], limit.metric, limit.period)
+            tolerance = unit * (limit.burst or limit.amount)
+            self.arguments += ("rate", self._add_key(name), metric, limit.amount, unit, tolerance)
+            self.rates.append((name, metric, unit))
+            return
+        concurrent = limit.metric == "concurrent"
+        number = self.number[scope, "concurrent" if concurrent else _use_mark(limit)]
+        self.arguments += ("concurrent" if concurrent else "quota", number, metric, limit.amount, 0, 0)
+
+
+def _use_mark(limit: LimitRecord) -> str:
+    return f"total:{limit.id}" if limit.period == "total" else limit.period
+
+
+def _make_plan(principal: Principal, now: float) -> Plan:
+    periods = open_periods(principal.calendar, now)
+    changes_at = principal.calendar.changes_at
+    builder = _PlanBuilder(principal)
+    for scope in builder.scopes:
+        builder.add_use(scope, "day", f"day:{periods.day}", periods.day_start, periods.day_end)
+        builder.add_use(scope, "month", f"month:{periods.month}", periods.month_start, periods.month_end)
+    for scoped in principal.limits:
+        if scoped.limit.period == "total":
+            mark = _use_mark(scoped.limit)
+            builder.add_use(scoped.scope, mark, mark, scoped.limit.start, 0)
+    for scoped in principal.limits:
+        builder.add_limit(scoped.scope, scoped.limit)
+    held = {"use": builder.uses, "rates": builder.rates, "inflight": builder.keys[:3]}
+    return Plan(
+        periods=periods,
+        until=min(periods.day_end, changes_at) if changes_at > now else periods.day_end,
+        keys=tuple(builder.keys),
+        periods_arguments=tuple(builder.times),
+        limits_arguments=tuple(builder.arguments),
+        uses=len(builder.uses),
+        held=msgspec.json.encode(held),
+        limits=principal.limits,
+    )
 
 
 _limits_decoder = msgspec.json.Decoder(list[LimitRecord])

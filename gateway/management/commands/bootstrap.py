@@ -7,6 +7,7 @@ import redis
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from config import checks
 from gateway import catalog
 from gateway.providers import set_from_environment
 from tokens.admission.connection import StoreUnavailable
@@ -23,6 +24,7 @@ class Command(BaseCommand):
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
+        checks.refuse_unsafe()
         ensure_installation()
         create_partitions(dt.datetime.now(dt.UTC).date())
         model = set_from_environment(settings.PROVIDER_BASE_URL, settings.PROVIDER_API_KEY, settings.PROVIDER_MODEL)

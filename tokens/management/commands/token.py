@@ -47,16 +47,14 @@ class Command(VerbCommand):
             "list", help="one line a token: id, name, tenant, user, status, first characters, expiry, last use"
         )
         listing.add_argument("--tenant", metavar="SLUG", help="only this tenant's")
-        for verb_name, text in VERBS_OF_ONE.items():
-            verb = verbs.add_parser(verb_name, help=text)
+        of_one = {name: verbs.add_parser(name, help=text) for name, text in VERBS_OF_ONE.items()}
+        for verb in of_one.values():
             verb.add_argument("token_id", type=int, metavar="TOKEN_ID", help="its id, as `token list` shows it")
-            if verb_name == "rotate":
-                verb.add_argument(
-                    "--grace", default="24h", metavar="DURATION", help="how long the old one is accepted (default: 24h)"
-                )
-            if verb_name == "revoke":
-                verb.add_argument("--secret", choices=["old"], help="end the old secret of a rotation only")
-                verb.add_argument("--reason", default="", help="kept with the token")
+        of_one["rotate"].add_argument(
+            "--grace", default="24h", metavar="DURATION", help="how long the old one is accepted (default: 24h)"
+        )
+        of_one["revoke"].add_argument("--secret", choices=["old"], help="end the old secret of a rotation only")
+        of_one["revoke"].add_argument("--reason", default="", help="kept with the token")
 
     def do_issue(self, options: dict[str, Any]) -> None:
         """Issue a token."""
