@@ -11,11 +11,12 @@ import time
 from typing import Any
 
 import msgspec
+from django.core.exceptions import SuspiciousOperation
 from django.http import HttpResponse
 from django.urls import Resolver404, get_resolver
 
 from gateway import metrics, requestlog
-from gateway.errors import ApiError, NotFound
+from gateway.errors import ApiError, InvalidRequest, NotFound
 from gateway.headers import origin_headers, preflight_headers
 from gateway.requests import ClientGone, LeanRequest, Receive, Send
 from gateway.runtime import Runtime
@@ -75,6 +76,8 @@ class LeanHandler:
             raise
         except ApiError as exc:
             return _error(request, exc)
+        except SuspiciousOperation:  # a query of over a thousand fields, say
+            return _error(request, InvalidRequest("The gateway can't read this request."))
         except Exception:
             logger.exception("a request failed", extra={"request_id": request.request_id})
             return _error(request, ApiError("The gateway failed to answer this request."))

@@ -42,6 +42,10 @@ class LeanRequest(ASGIRequest):
         self.known: Principal | None = None
         self.call: Call | None = None
 
+    def _set_content_type_params(self, meta: Any) -> None:
+        """Nothing of it is read here, and Django's reading fails on some spellings: before there is a request id."""
+        self.content_type, self.content_params = "", {}
+
     async def read_body(self) -> bytes:
         """The whole body. Raises TooLarge over the limit, InvalidRequest when it doesn't arrive in time."""
         declared = self.META.get("CONTENT_LENGTH", "")

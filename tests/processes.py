@@ -119,7 +119,10 @@ def web(
     process = Process("web", command, folder, **environment)
     try:
         if ready:
-            wait_until(lambda: answers(f"{url}/readyz"), what=f"the web server's readiness ({process.log})")
+            wait_until(
+                lambda: process.text().count("Started worker-") >= workers and answers(f"{url}/readyz"),
+                what=f"the web server's readiness ({process.log})",
+            )
         yield url, process
     finally:
         process.stop()

@@ -76,8 +76,7 @@ def test_a_content_type_that_frameworks_stumble_over(gateway: Gateway, customer:
     line = f"Content-Type: {content_type}"
     request = raw_post(customer.secret, b"{}").replace(b"Content-Type: application/json", line.encode("latin-1"))
     answer = read_raw(raw_exchange(gateway, request))
-    assert answer.status_code in {400, 415}, answer.text
-    assert_error(answer, answer.status_code, answer.json()["error"]["type"])
+    assert_error(answer, 415 if answer.status_code == 415 else 400, answer.json()["error"]["type"])
 
 
 def test_the_largest_body_passes_and_one_byte_more_gets_413(gateway: Gateway, limited: Customer) -> None:
@@ -203,13 +202,15 @@ def test_no_bytes_on_the_wire_give_a_server_error_or_html(
 
 
 def test_a_query_that_is_no_text_is_no_server_error(gateway: Gateway, customer: Customer) -> None:
-    answer = read_raw(raw_exchange(gateway, raw_post(customer.secret, b"{}", path=PATH + "?\xff\xfe=%ff")))
-    assert_error(answer, 400, "invalid_request")
+    headers = {"X-Proxy-Token": customer.secret}
+    assert_error(gateway.client.post(f"{gateway.url}{PATH}?%ff=%00", headers=headers), 415, "unsupported_media_type")
+    received = raw_exchange(gateway, raw_post(customer.secret, b"{}", path=PATH + "?\xff\xfe"))
+    assert read_raw(received).status_code == 400, "the server's own word, without a body"
 
 
 def test_a_query_of_many_fields_is_no_server_error(gateway: Gateway) -> None:
     answer = gateway.client.get(f"{gateway.url}/images/2026-11-22/a.png?" + "a=1&" * 2000)
-    assert_error(answer, 403, "not_allowed")
+    assert_error(answer, 400, "invalid_request")
 
 
 def test_headers_over_64_kb_are_refused_without_html(gateway: Gateway, customer: Customer) -> None:

@@ -15,7 +15,7 @@ from config import redis as config_redis
 from config.redis import store
 from tests.conftest import Customer
 from tests.test_issuing import principal, works
-from tokens import comparison, directory, issuing, records, secrets, stopping, tasks
+from tokens import comparison, directory, installation, issuing, records, secrets, stopping, tasks
 from tokens.admission import keys
 from tokens.admission.connection import StoreUnavailable
 from tokens.errors import Refused
@@ -243,6 +243,21 @@ def test_a_complete_load_fills_an_empty_store(customer: Customer, other_store: N
     assert_equal(customer)
     assert works(customer.secret) and not works(secret)
     assert not comparison.compare()
+
+
+def test_a_load_restores_the_emergency_stop(other_store: None) -> None:
+    def stopped() -> bool:
+        return all(store().hexists(keys.meta(shard), "stopped") for shard in range(settings.SHARDS))
+
+    try:
+        assert installation.stop_all()
+        store().flushdb()
+        directory.load_all()
+        assert stopped()
+    finally:
+        assert installation.start_all()
+    directory.load_all()
+    assert not stopped()
 
 
 def test_a_load_passes_over_batches(customer: Customer, other_store: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import connection
+from django.db import connection, transaction
 
 from config.redis import store
 from tests.conftest import Customer
@@ -190,6 +190,15 @@ def test_an_activation_outranks_a_suspension_that_waits(customer: Customer) -> N
     stopping.activate_tenant(customer.tenant.slug)
     stopping.apply_orders()
     assert works(customer.secret)
+
+
+def test_an_order_outlives_a_transaction_that_fails_around_the_verb(customer: Customer) -> None:
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        stopping.suspend_tenant(customer.tenant.slug, "alice@example.com")
+        raise ZeroDivisionError
+    assert not works(customer.secret) and control.pending_order(customer.tenant.entry()) is not None
+    stopping.apply_orders()
+    assert Tenant.objects.get(pk=customer.tenant.pk).status == Status.SUSPENDED
 
 
 def test_members_are_added_once_and_cannot_sign_in(customer: Customer) -> None:

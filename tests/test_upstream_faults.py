@@ -87,8 +87,8 @@ def faulty(
 @pytest.fixture(scope="module")
 def impatient_server(provider: Path, faulty: Any) -> Iterator[tuple[str, processes.Process]]:
     """A web process with short deadlines and a low limit for answers."""
-    environment = {"UPSTREAM_DEADLINE": str(DEADLINE), "UPSTREAM_CONNECT_TIMEOUT": "0.4", "LEASE_MARGIN": "1"}
-    with processes.web(provider, **environment, UPSTREAM_ANSWER_LIMIT=str(4 << 20)) as made:
+    limits = {"UPSTREAM_CONNECT_TIMEOUT": "0.4", "UPSTREAM_ANSWER_LIMIT": str(4 << 20)}
+    with processes.web(provider, 1, UPSTREAM_DEADLINE=str(DEADLINE), LEASE_MARGIN="1", **limits) as made:
         yield made
 
 

@@ -16,10 +16,11 @@ from django.utils.timezone import now
 from config.redis import store
 from tokens import directory, records, stopping
 from tokens.admission import keys
-from tokens.directory import BATCH, MODELS, answered
+from tokens.directory import BATCH, MODELS
 from tokens.models import OutboxEntry, ProxyToken, Secret, TokenStatus
 from tokens.outbox import Entry, Kind
 from tokens.records import Record
+from tokens.scripts import answered
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from django.conf import settings
 from config.redis import store
 from tokens import records
 from tokens.admission import keys
-from tokens.directory import answered, control_field, script
 from tokens.outbox import Entry, Kind
+from tokens.scripts import answered, control_field, script
 
 
 class Order(msgspec.Struct, frozen=True):

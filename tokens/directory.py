@@ -7,51 +7,25 @@ changes nothing. What is published is always read after the commit that asked fo
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import redis
 from django.db.models import QuerySet
 from django.dispatch import receiver
-from redis.commands.core import Script
 
 from config.redis import store
-from tokens import records
+from tokens import installation, records
 from tokens.admission import keys
 from tokens.admission.connection import StoreUnavailable
 from tokens.errors import DATABASE_DOWN
 from tokens.models import Membership, OutboxEntry, ProxyToken, Tenant
 from tokens.outbox import Entry, Kind, Published, committed
 from tokens.records import Record
+from tokens.scripts import answered, control_field, script
 
 BATCH = 1_000  # rows read, and records written, in one go
 MODELS: dict[Kind, type[Published]] = {Kind.TENANT: Tenant, Kind.MEMBER: Membership, Kind.TOKEN: ProxyToken}
 
-_FOLDER = Path(__file__).parent / "admission" / "lua"
-
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def answered() -> Iterator[None]:
-    """Around calls of the store: turns each failure of it into StoreUnavailable, which names no key or value."""
-    try:
-        yield
-    except redis.RedisError as exc:
-        raise StoreUnavailable(f"The admission store did not answer ({type(exc).__name__}).", sent=True) from exc
-
-
-@cache
-def script(name: str) -> Script:
-    """The script of that name. Call it with `client=`, a pipeline or the store."""
-    return store().register_script((_FOLDER / f"{name}.lua").read_text(encoding="utf-8"))
-
-
-def control_field(entry: Entry) -> str:
-    """A record's field in its shard's control hash: ``token:12``, ``tenant:3``."""
-    return f"{entry.kind}:{entry.object_id}"
 
 
 def publish(entries: Iterable[Entry]) -> None:
@@ -150,9 +124,10 @@ def require_published(changed: Published) -> None:
 
 
 def load_all() -> int:
-    """Put every record into the store, then mark the directory complete. Returns the number of records.
+    """Put every record into the store, and the emergency stop if there is one, then mark the directory complete.
 
-    Changes made meanwhile publish themselves, and versions decide. Raises StoreUnavailable.
+    Returns the number of records. Changes made meanwhile publish themselves, and versions decide.
+    Raises StoreUnavailable.
     """
     count = 0
     for kind in Kind:
@@ -161,6 +136,7 @@ def load_all() -> int:
             with answered():
                 _write(made, ())
             count += len(made)
+    installation.restore_switch()
     with answered():
         store().hset(keys.DIRECTORY, "complete", "1")
     return count

@@ -5,12 +5,13 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.utils.timezone import now
+from redis.client import Pipeline
 
 from config.redis import store
 from tokens.admission import keys
-from tokens.directory import answered, script
 from tokens.errors import DATABASE_DOWN
 from tokens.models import Installation
+from tokens.scripts import answered, script
 
 # In the first shard's control hash: whether all calls are stopped (JSON), until the database has it.
 SWITCH = "installation"
@@ -81,3 +82,24 @@ def apply_switch() -> bool:
     with answered():
         script("forget")([keys.control(0)], [SWITCH, raw], client=store())
     return True
+
+
+def restore_switch() -> None:
+    """Stop all calls in a store that was made anew, if the database says that they are stopped.
+
+    Raises StoreUnavailable, or OperationalError when the database is down.
+    """
+    with transaction.atomic():
+        installation = Installation.objects.select_for_update().filter(pk=1).first()
+        stopped = installation is not None and installation.stopped_at is not None
+        with answered():
+            # An order that the database has yet to learn of is newer; WATCH notices one that arrives meanwhile.
+            store().transaction(lambda pipeline: _stop_unless_ordered(pipeline, stopped), keys.control(0))
+
+
+def _stop_unless_ordered(pipeline: Pipeline, stopped: bool) -> None:
+    ordered = pipeline.hexists(keys.control(0), SWITCH)
+    pipeline.multi()
+    if stopped and not ordered:
+        for shard in range(settings.SHARDS):
+            pipeline.hset(keys.meta(shard), "stopped", "1")

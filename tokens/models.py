@@ -18,7 +18,6 @@ from django.db.models.signals import pre_delete
 from django.utils.timezone import now
 
 from tokens import limits
-from tokens.limits import RATE_SECONDS as RATE_SECONDS
 from tokens.limits import Metric as Metric
 from tokens.limits import Period as Period
 from tokens.outbox import Entry, Kind, Part, Published, note_deletion

@@ -5,15 +5,20 @@ have answered no admission succeeds, with PostgreSQL or without it.
 """
 
 import datetime as dt
+import logging
+from functools import partial
 
 from django.db import transaction
 from django.utils.timezone import now
 
 from tokens import control, directory
+from tokens.admission.connection import StoreUnavailable
 from tokens.control import Order
 from tokens.errors import DATABASE_DOWN, Refused
 from tokens.models import Membership, ProxyToken, Status, Tenant, TokenStatus
 from tokens.outbox import Entry, Kind
+
+logger = logging.getLogger(__name__)
 
 
 def revoke(token_id: int, by: str, reason: str = "") -> bool:
@@ -37,7 +42,7 @@ def revoke(token_id: int, by: str, reason: str = "") -> bool:
             raise Refused(f"The database is down, and the admission store knows no token {token_id}.") from exc
         return False
     if entry is not None:
-        control.forget(entry, order)
+        _forget_after_commit(entry, order)
     if token is None:
         raise Refused(f"There is no token {token_id}.")
     if entry is None:
@@ -88,7 +93,20 @@ def _suspend_in_database(entry: Entry, order: Order, *, ordered: bool) -> None:
             tenant.status = Status.SUSPENDED
             tenant.save(update_fields=["status"])
     if ordered:
+        _forget_after_commit(entry, order)
+
+
+def _forget_after_commit(entry: Entry, order: Order) -> None:
+    """Once the database has it for certain: the caller may have a transaction of its own around the verb."""
+    transaction.on_commit(partial(_forget, entry, order))
+
+
+def _forget(entry: Entry, order: Order) -> None:
+    try:
         control.forget(entry, order)
+    except StoreUnavailable:
+        # All that was asked for is done; carrying the order out once more changes nothing.
+        logger.warning("An order stays in the admission store's control hash: the store did not answer.")
 
 
 def activate_tenant(slug: str) -> Tenant:
@@ -141,4 +159,4 @@ def _apply_revocation(token_id: int, order: Order) -> None:
     token = _revoke_in_database(token_id, order)
     entry = token.entry() if token is not None else control.find_token(token_id)
     if entry is not None:
-        control.forget(entry, order)
+        _forget_after_commit(entry, order)

@@ -127,9 +127,11 @@ def _load_counters(client: redis.Redis, tenant: Tenant) -> None:
 
 def _sums(rows: Any, scope: str) -> list[tuple[int, Any]]:
     """Use by tenant, member or token: requests that reached the provider, images and tokens as charged."""
-    counted = ~Q(kind=Kind.CORRECTION) & ~Q(kind=Kind.VOID, reason="not_dispatched")
+    never_sent = Q(outcome=Kind.VOID, reason="not_dispatched")
+    counted = Count("pk", filter=~Q(kind=Kind.CORRECTION) & ~never_sent)
+    given_back = Count("pk", filter=Q(kind=Kind.CORRECTION) & never_sent)
     sums = rows.values_list(f"{scope}_id").annotate(
-        calls=Count("pk", filter=counted), delivered=Sum("images"), charged=Sum("charged_tokens")
+        calls=counted - given_back, delivered=Sum("images"), charged=Sum("charged_tokens")
     )
     return [
         (

@@ -123,7 +123,7 @@ def stop_orphan(identity: Identity, stop_signal: signal.Signals, seconds: float)
         raise StartError(f"Process {identity.pid} of an earlier start still runs and belongs to another user.") from exc
 
 
-def last_lines(log: Path, count: int = 5) -> str:
+def last_lines(log: Path, count: int = 12) -> str:
     """The last lines of a log file that say something, for a message to a person; empty without a log."""
     try:
         with log.open("rb") as stream:

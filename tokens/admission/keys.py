@@ -40,7 +40,7 @@ def meta(shard: int) -> str:
 
 
 def control(shard: int) -> str:
-    """Hash token id -> JSON: revocations that PostgreSQL has yet to learn of."""
+    """Hash ``token:<id>`` or ``tenant:<id>`` -> JSON: orders that PostgreSQL has yet to learn of (tokens.control)."""
     return f"{{s{shard}}}:control"
 
 

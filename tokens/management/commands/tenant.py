@@ -1,9 +1,11 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from django.db.models import Count
+
 from tokens import issuing, stopping
 from tokens.management.base import BY, VerbCommand, one_line
-from tokens.models import Tenant
+from tokens.models import Membership, ProxyToken, Tenant
 
 
 class Command(VerbCommand):
@@ -32,17 +34,11 @@ class Command(VerbCommand):
 
     def do_list(self, _options: dict[str, Any]) -> None:
         """One line a tenant."""
-        for tenant in Tenant.objects.order_by("slug").iterator():
-            self.stdout.write(
-                one_line(
-                    tenant.slug,
-                    tenant.name,
-                    tenant.status,
-                    tenant.timezone,
-                    tenant.members.count(),
-                    tenant.tokens.count(),
-                )
-            )
+        members = dict(Membership.objects.order_by().values_list("tenant").annotate(Count("pk")))
+        tokens = dict(ProxyToken.objects.order_by().values_list("tenant").annotate(Count("pk")))
+        for tenant in Tenant.objects.order_by("slug"):
+            counts = (members.get(tenant.pk, 0), tokens.get(tenant.pk, 0))
+            self.stdout.write(one_line(tenant.slug, tenant.name, tenant.status, tenant.timezone, *counts))
 
     def do_suspend(self, options: dict[str, Any]) -> None:
         """Suspend a tenant, in the admission store first."""

@@ -1,0 +1,384 @@
+"""The guardian of the admission store: a store that lost anything admits nobody until it is rebuilt from the ledger.
+
+On a Valkey and a database of these tests' own, in this process; calls are admitted and ended by the real scripts.
+"""
+
+import datetime as dt
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+import redis
+from django.db import connection
+from django.utils.timezone import now
+
+from config.redis import store
+from config.supervisor.valkey import EmbeddedValkey
+from gateway.requestids import make_request_id
+from tests import stack
+from tests.processes import wait_until
+from tokens import issuing, secrets
+from tokens.admission import admission, keys, scripts, settlement
+from tokens.admission.periods import Calendar, open_periods
+from tokens.admission.principal import Principal, locate, read_principal
+from tokens.admission.settlement import Ending
+from tokens.models import Membership, ProxyToken, Tenant
+from usage import drain, guardian, ledger
+from usage.events import UsageEvent
+from usage.models import UsageRecord
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE, NAME = "guardian_template", "guardian_own"
+LEASE = 1.5  # seconds
+ESTIMATE = 1000  # tokens of a call
+RESULT = {"input": None, "output": None, "provider_request_id": "", "latency_ms": 5}
+
+
+def address(name: str) -> str:
+    """The URL of a database on the run's PostgreSQL."""
+    return stack.SERVERS.database_url.replace("/gateway?", f"/{name}?")
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[str]:
+    """A migrated database to make others from."""
+    with psycopg.connect(stack.SERVERS.database_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {TEMPLATE}".encode())
+        environment = {**os.environ, "DATABASE_URL": address(TEMPLATE)}
+        command = [sys.executable, str(ROOT / "manage.py"), "migrate", "--verbosity", "0"]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=60)
+        yield TEMPLATE
+        server.execute(f"DROP DATABASE {TEMPLATE} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def database(template: str) -> Iterator[str]:
+    """An empty database, which this process uses instead of the run's."""
+    with psycopg.connect(stack.SERVERS.database_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {NAME} TEMPLATE {template}".encode())
+        connection.close()
+        name, connection.settings_dict["NAME"] = connection.settings_dict["NAME"], NAME
+        yield NAME
+        connection.close()
+        connection.settings_dict["NAME"] = name
+        server.execute(f"DROP DATABASE {NAME} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def valkey(tmp_path: Path, settings: Any, database: str) -> Iterator[EmbeddedValkey]:
+    """A Valkey that this process uses instead of the run's, empty and unknown to the guardian."""
+    server = EmbeddedValkey(tmp_path)
+    server.start()
+    settings.REDIS_URL, settings.LEASE_SECONDS = server.url, LEASE
+    store.cache_clear()
+    yield server
+    store().close()
+    store.cache_clear()
+    server.stop(5)
+
+
+def restart(server: EmbeddedValkey, data: Path | None = None) -> None:
+    """Kill the server and start it again, on a former state of its data if given."""
+    assert server.child
+    server.child.stop(0)
+    if data is not None:
+        shutil.rmtree(server.folder)
+        shutil.copytree(data, server.folder)
+    server.start()
+    store().close()
+
+
+@dataclass
+class Caller:
+    """A tenant with one member and one token, and the calls it makes."""
+
+    timezone: str = "UTC"
+    limits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        slug = f"g{uuid.uuid4().hex[:10]}"
+        self.tenant: Tenant = issuing.create_tenant(slug, slug, self.timezone, limit_texts=self.limits)
+        self.member: Membership = issuing.add_member(self.tenant, f"{slug}@example.com")
+        self.token: ProxyToken
+        self.token, self.secret = issuing.issue_token(self.member, "test")
+        self.shard = keys.shard_of(self.tenant.pk, 16)
+
+    def principal(self, settings: Any) -> Principal:
+        """As a web process reads it."""
+        locator = store().get(keys.locator(secrets.digest(self.secret, settings.TOKEN_PEPPERS[1])))
+        assert isinstance(locator, bytes), "the directory isn't loaded"
+        names = (
+            keys.token(self.shard, self.token.pk),
+            keys.member(self.shard, self.member.pk),
+            keys.tenant(self.shard, self.tenant.pk),
+        )
+        records: list[Any] = [store().hgetall(name) for name in names]
+        return read_principal(locate(locator), *records)
+
+    def call_fields(self, principal: Principal, n: int) -> bytes:
+        fields = {"v": 1, "tenant": self.tenant.pk, "member": self.member.pk, "token": self.token.pk, "n": n}
+        fields |= {"secret": principal.secret, "model": "demo", "size": "512x512", "provider": "sandbox"}
+        day = principal.plan(time.time()).periods.day
+        return msgspec.json.encode({**fields, "estimate": ESTIMATE, "day": day, "address": "192.0.2.1", "agent": ""})
+
+    def admit(self, settings: Any, n: int = 1) -> tuple[str, str, bytes]:
+        """The admit script's word, the request id, and the call as the event will carry it."""
+        principal = self.principal(settings)
+        call = self.call_fields(principal, n)
+        claim = admission.Claim(make_request_id(), n, ESTIMATE, LEASE, call)
+        arguments = admission.command(principal, principal.plan(time.time()), claim, generation(), 1_000)
+        count = arguments[0]
+        reply = scripts.admit().run(store(), arguments[1 : 1 + count], arguments[1 + count :])
+        return reply[0].decode(), claim.request_id, call
+
+    def end(self, request_id: str, call: bytes, kind: str, images: int, tokens: int, reason: str = "") -> bytes:
+        """End a call as exact, void or unresolved."""
+        figures = {"images": images, "charged": tokens, "reported": tokens if kind == "exact" else None}
+        provenance = "reported" if kind == "exact" else "estimated"
+        result = msgspec.json.encode({**RESULT, **figures, "provenance": provenance, "reason": reason})
+        keep = reason != "not_dispatched"
+        ending = Ending(request_id, self.shard, self.tenant.pk, kind, images, tokens, keep, result, call)
+        arguments = settlement.command(ending)
+        reply = scripts.finish().run(store(), arguments[1:6], arguments[6:])
+        return bytes(reply[0])
+
+    def calls(self, settings: Any, *endings: tuple[str, int, int, str]) -> None:
+        """Make one call of two images and end it, each time anew, as the endings say one after the other."""
+        status, request_id, call = self.admit(settings, 2)
+        assert status == "ADMITTED"
+        for kind, images, tokens, reason in endings:
+            assert self.end(request_id, call, kind, images, tokens, reason) == b"DONE"
+
+    def use(self, scope: str, period: str) -> tuple[int, int, int]:
+        """A counter: requests, images, tokens."""
+        number = {"tenant": self.tenant.pk, "member": self.member.pk, "token": self.token.pk}[scope]
+        raw: Any = store().hmget(keys.use(self.shard, f"{scope}:{number}", period), "requests", "images", "tokens")
+        requests, images, tokens = (int(value or 0) for value in raw)
+        return requests, images, tokens
+
+
+EXACT = ("exact", 2, 700, "")
+VOID = ("void", 0, 0, "refused_400")
+NOT_SENT = ("void", 0, 0, "not_dispatched")
+UNRESOLVED = ("unresolved", 2, ESTIMATE, "lease_ended")
+
+
+def generation() -> str:
+    """What the store says; one for all shards."""
+    found = {store().hget(keys.meta(shard), "generation") for shard in range(16)}
+    assert len(found) == 1
+    value = found.pop()
+    return value.decode() if isinstance(value, bytes) else ""
+
+
+def counters() -> dict[str, Any]:
+    """Every use counter with its figures and when it is deleted."""
+    names = sorted(store().scan_iter(match="*:use:*", count=1000))
+    return {
+        name.decode(): (
+            {key.decode(): int(value) for key, value in store().hgetall(name).items()},  # type: ignore[union-attr]
+            store().expiretime(name),
+        )
+        for name in names
+    }
+
+
+def book() -> None:
+    """Bring everything into the ledger."""
+    drain.drain(claim_after_ms=0)
+    assert sum(int(store().xlen(keys.usage(shard))) for shard in range(16)) == 0
+
+
+def until_rebuilt() -> float:
+    """Confirm until the store is rebuilt; returns how many seconds it stayed fenced."""
+    begun = time.time()
+    wait_until(lambda: guardian.confirm() == "rebuilt", LEASE + 5, "the rebuilt store")
+    return time.time() - begun
+
+
+def test_a_new_store_of_a_new_installation_is_ready_at_once(valkey: EmbeddedValkey, settings: Any) -> None:
+    assert generation() == ""
+    assert guardian.confirm() == "rebuilt"
+    assert guardian.confirm() == "confirmed"
+    assert generation().endswith(f":{store().info('server')['run_id']}")  # type: ignore[index]
+    assert Caller().admit(settings)[0] == "ADMITTED"
+
+
+def test_a_store_that_was_restarted_whole_is_confirmed_under_its_name(valkey: EmbeddedValkey, settings: Any) -> None:
+    guardian.confirm()
+    caller = Caller(limits=("images:4/day",))
+    caller.calls(settings, EXACT)
+    book()
+    before, counted = generation(), counters()
+    restart(valkey)
+    run_id = store().info("server")["run_id"]  # type: ignore[index]
+    assert generation() == before != f"{before.partition(':')[0]}:{run_id}", "nothing but the guardian may vouch for it"
+    assert guardian.confirm() == "confirmed"
+    assert generation() == f"{before.partition(':')[0]}:{run_id}"
+    assert counters() == counted
+    caller.calls(settings, EXACT)
+    assert caller.admit(settings)[0] == "REFUSED"
+
+
+def test_an_emptied_store_admits_nobody_for_a_lease_and_then_knows_all_again(
+    valkey: EmbeddedValkey, settings: Any
+) -> None:
+    """Every way for a call to end, in three time zones, with quotas of each scope and period."""
+    guardian.confirm()
+    zones = ("Pacific/Kiritimati", "America/New_York", "Pacific/Pago_Pago")
+    callers = [Caller(zone, ("images:50/day", "tokens:90000/month", "requests:40/total")) for zone in zones]
+    for caller in callers:
+        issuing.set_limits(caller.member, ["images:60/total"])
+        issuing.set_limits(caller.token, ["tokens:90000/total", "images:30/month"])
+        for endings in ((EXACT,), (VOID,), (NOT_SENT,), (UNRESOLVED,)):
+            caller.calls(settings, *endings)
+        for late in (EXACT, VOID, NOT_SENT):  # corrections in the ledger
+            caller.calls(settings, UNRESOLVED, late)
+        caller.calls(settings, ("exact", 1, 3000, ""))  # fewer images, more tokens than reserved
+    book()
+    before, counted = generation(), counters()
+    # By token and day: six calls (the two never sent aren't counted); 2 + 2 + 2 + 1 images; 700 + 1000 + 700 + 3000.
+    days = set()
+    for caller in callers:
+        periods = open_periods(Calendar(caller.timezone), time.time())
+        days.add(periods.day)
+        for scope in ("token", "member", "tenant"):
+            assert caller.use(scope, f"day:{periods.day}") == (6, 7, 5400)
+            assert caller.use(scope, f"month:{periods.month}") == (6, 7, 5400)
+    assert len(days) > 1, "the zones are 25 hours apart"
+    store().flushall()
+
+    assert guardian.confirm() == "fenced"
+    assert generation() == "", "no generation, so the admit script answers NOT_READY"
+    assert not list(store().scan_iter(match="*:token:*")), "nothing is loaded before every call in flight has ended"
+    assert until_rebuilt() >= LEASE - 1.0  # the end of the fence is a whole second
+    assert guardian.confirm() == "confirmed"
+    assert counters() == counted
+    assert generation().partition(":")[0] != before.partition(":")[0]
+    assert callers[0].admit(settings)[0] == "ADMITTED"
+
+
+def test_periods_that_are_over_count_where_they_must_and_nowhere_else(valkey: EmbeddedValkey) -> None:
+    """Rows of today, yesterday and last month, some older than a total quota."""
+    guardian.confirm()
+    caller = Caller("Europe/Berlin")
+    today = dt.date.fromisoformat(open_periods(Calendar(caller.timezone), time.time()).day)
+    days = [today, today - dt.timedelta(days=1), today.replace(day=1) - dt.timedelta(days=1)]
+    ledger.record([event(caller, day, 900 + number) for number, day in enumerate(days)])
+    limit = issuing.set_limits(caller.token, ["tokens:100000/total"])[0]
+    later = int((limit.created_at.timestamp() + 1) * 1000)
+    ledger.record([event(caller, today, 50, make_request_id(later))])
+
+    store().flushall()
+    assert guardian.confirm(wait=False) == "rebuilt"
+    assert caller.use("token", f"day:{today}") == (2, 4, 950)
+    of_month = [900 + number for number, day in enumerate(days) if f"{day:%Y-%m}" == f"{today:%Y-%m}"]
+    assert caller.use("tenant", f"month:{today:%Y-%m}") == (len(of_month) + 1, 2 * len(of_month) + 2, sum(of_month) + 50)
+    assert caller.use("token", f"total:{limit.pk}") == (1, 2, 50)
+    assert caller.use("token", f"day:{days[1]}") == (0, 0, 0)
+
+
+def event(caller: Caller, day: dt.date, tokens: int, request_id: str = "") -> UsageEvent:
+    """An exact event of two images, without a receipt."""
+    at = int(dt.datetime.combine(day, dt.time(12), dt.UTC).timestamp() * 1000)
+    earlier = min(at, int((now() - dt.timedelta(minutes=1)).timestamp() * 1000))
+    return UsageEvent(
+        request_id=uuid.UUID(request_id or make_request_id(earlier)),
+        kind="exact",
+        sequence=None,
+        generation=None,
+        tenant=caller.tenant.pk,
+        member=caller.member.pk,
+        token=caller.token.pk,
+        secret=caller.token.secrets.get().pk,
+        model="demo",
+        size="512x512",
+        n=2,
+        provider="sandbox",
+        day=day,
+        address="",
+        agent="",
+        images=2,
+        input_tokens=None,
+        output_tokens=None,
+        reported=tokens,
+        charged=tokens,
+        provenance="reported",
+        provider_request_id="",
+        latency_ms=1,
+        reason="",
+    )
+
+
+def fill_and_roll_back(valkey: EmbeddedValkey, settings: Any, copy: Path) -> Caller:
+    """A caller with a quota of six images, all delivered and booked; then the store forgets the last four."""
+    guardian.confirm()
+    caller = Caller(limits=("images:6/total", "images:6/day"))
+    caller.calls(settings, EXACT)
+    book()
+    shutil.copytree(valkey.folder, copy)
+    for _ in range(2):
+        caller.calls(settings, EXACT)
+    assert caller.admit(settings)[0] == "REFUSED"
+    book()
+    restart(valkey, copy)
+    return caller
+
+
+def test_a_store_that_was_rolled_back_is_fenced_and_over_admits_nothing(
+    valkey: EmbeddedValkey, settings: Any, tmp_path: Path
+) -> None:
+    caller = fill_and_roll_back(valkey, settings, tmp_path / "copy")
+    assert guardian.confirm() == "fenced"
+    assert caller.admit(settings)[0] == "NOT_READY"
+    until_rebuilt()
+    assert caller.admit(settings)[0] == "REFUSED"
+    assert images_booked(caller) == 6
+
+
+def test_control_without_the_comparison_a_rolled_back_store_over_admits(
+    valkey: EmbeddedValkey, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guardian, "_reached", lambda client, name: True)
+    caller = fill_and_roll_back(valkey, settings, tmp_path / "copy")
+    assert guardian.confirm() == "confirmed"
+    caller.calls(settings, EXACT)
+    book()
+    assert images_booked(caller) == 8, "of a quota of six"
+
+
+def images_booked(caller: Caller) -> int:
+    """The images of a caller that are in the ledger."""
+    return sum(UsageRecord.objects.filter(tenant=caller.tenant).values_list("images", flat=True))
+
+
+def test_only_one_guardian_works_at_a_time(valkey: EmbeddedValkey, database: str) -> None:
+    with psycopg.connect(address(database), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [guardian.LOCK])
+        assert guardian.confirm() == "busy"
+        assert generation() == ""
+    wait_until(lambda: guardian.confirm() != "busy", what="the lock of one who is gone")
+    assert generation()
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(valkey: EmbeddedValkey) -> None:
+    guardian.confirm()
+    before = generation()
+    assert valkey.child
+    valkey.child.stop(0)
+    with pytest.raises(redis.RedisError):
+        guardian.confirm()
+    valkey.start()
+    store().close()
+    assert guardian.confirm() == "confirmed", "the lock was let go, and nothing was fenced"
+    assert generation().partition(":")[0] == before.partition(":")[0]

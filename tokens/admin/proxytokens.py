@@ -1,0 +1,222 @@
+"""Proxy tokens in the admin: issue, look at, rotate, revoke.
+
+A secret is in one place only: the answer to the POST that made it, which no cache may keep.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.contrib import admin, messages
+from django.contrib.postgres.fields import ArrayField
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.timezone import now
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import action, display
+from unfold.enums import ActionVariant
+from unfold.widgets import UnfoldAdminTextInputWidget
+
+from tokens import issuing, stopping
+from tokens.admin.limits import LimitInline
+from tokens.admin.pages import ScopeAdmin, warn_if_waiting
+from tokens.admin.tokenforms import IssueForm, RevokeForm, RotateForm
+from tokens.admin.tokenstatus import COLOURS, TEXTS, StatusFilter, last_used_at, live_secrets, status_of
+from tokens.models import Membership, ProxyToken, TokenStatus
+
+
+@admin.register(ProxyToken)
+class ProxyTokenAdmin(ScopeAdmin):
+    """Proxy tokens."""
+
+    list_display = ("name", "state", "first_characters", "tenant", "email", "last_used", "expires_at")
+    list_display_links = ("name",)
+    list_filter = (StatusFilter, ("tenant", AutocompleteSelectFilter))
+    list_filter_submit = True
+    search_fields = ("name", "member__user__email", "secrets__shown", "tenant__slug")
+    search_help_text = "Name, member, tenant's short name, or a secret's first characters"
+    autocomplete_fields = ("tenant",)
+    formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
+    add_fieldsets = ((None, {"fields": (("tenant", "email"), ("name", "expires"), "networks")}),)
+    fieldsets = ((None, {"fields": (("tenant", "member"), "name", "expires_at", "networks")}),)
+    inlines = (LimitInline,)
+    actions_detail = ("rotate", "end_grace", "revoke")
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """A new token is issued to whom an address names."""
+        if obj is None:
+            kwargs["form"] = IssueForm
+        return super().get_form(request, obj, change, **kwargs)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
+        """A token stays with its member."""
+        return ("tenant", "member") if obj is not None else ()
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ProxyToken]:
+        """With all that its status is made of."""
+        queryset: QuerySet[ProxyToken] = super().get_queryset(request)
+        return queryset.select_related("tenant", "member__user").prefetch_related("secrets")
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """Whose it will be, for those who come from a tenant's or a member's page."""
+        initial: dict[str, Any] = super().get_changeform_initial_data(request)
+        member = initial.pop("member", "")
+        found = Membership.objects.select_related("user").filter(pk=member).first() if member.isdigit() else None
+        return initial if found is None else {**initial, "tenant": found.tenant_id, "email": found.user.email}
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Revoked is final."""
+        allowed: bool = super().has_change_permission(request, obj)
+        return allowed and not (isinstance(obj, ProxyToken) and obj.status == TokenStatus.REVOKED)
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Only what can be done with it now."""
+        token = self.get_queryset(request).filter(pk=object_id).first()
+        if token is None or token.status == TokenStatus.REVOKED:
+            return []
+        hidden = set() if len(live_secrets(token, now())) > 1 else {"end-grace"}
+        return [one for one in super().get_actions_detail(request, object_id) if one.path not in hidden]
+
+    def summary(self, scope: Any) -> dict[str, Any]:
+        """What is known of the token and its secrets, beside its use."""
+        state = status_of(scope)
+        return {
+            **super().summary(scope),
+            "token": scope,
+            "state": TEXTS[state],
+            "state_colour": COLOURS[state],
+            "secrets": scope.secrets.all()[:5],
+            "at": now(),
+        }
+
+    # Issuing
+
+    def save_model(self, request: HttpRequest, obj: ProxyToken, form: Any, change: bool) -> None:
+        """Save; a new one is issued by the verb that the command line uses."""
+        if change:
+            super().save_model(request, obj, form, change)
+            return
+        data = form.cleaned_data
+        token, secret = issuing.issue_token(
+            issuing.add_member(data["tenant"], data["email"]),
+            data["name"],
+            expires_at=data["expires_at"],
+            networks=data["networks"],
+            created_by=str(request.user),
+        )
+        obj.__dict__.update(token.__dict__)
+        request.fresh_secret = secret  # type: ignore[attr-defined]  # for response_add, in this request only
+
+    def response_add(self, request: HttpRequest, obj: ProxyToken, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the secret, this once."""
+        return self.show_secret(request, obj, request.fresh_secret, "Token issued")  # type: ignore[attr-defined]
+
+    def show_secret(self, request: HttpRequest, token: ProxyToken, secret: str, title: str) -> HttpResponse:
+        """The page with a new secret; loading it again shows the token's page instead of making another one."""
+        context = {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "opts": self.model._meta,
+            "original": token,
+            "secret": secret,
+            "public_url": settings.PUBLIC_URL,
+            "back": self.page_url(token.pk),
+        }
+        headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        return TemplateResponse(request, "admin/tokens/proxytoken/secret.html", context, headers=headers)
+
+    # What can be done with one
+
+    @action(description="Rotate", icon="autorenew", url_path="rotate", permissions=["change"])
+    def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask for the grace, then show the new secret."""
+        token = self.find(request, object_id)
+
+        def carry_out(form: forms.Form) -> HttpResponse:
+            secret = issuing.rotate(token, form.cleaned_data["grace"])
+            self.log_change(request, token, f"Rotated; the old secret is accepted for {form.cleaned_data['grace']}.")
+            warn_if_waiting(request, token)
+            return self.show_secret(request, token, secret, "New secret")
+
+        return self.confirm(
+            request,
+            token,
+            carry_out,
+            RotateForm,
+            title=f"Rotate {token.name}",
+            text="The token gets a new secret, shown once. It stays the same token: limits, use and books go on.",
+            submit="Make a new secret",
+        )
+
+    @action(description="End grace", icon="timer_off", url_path="end-grace", permissions=["change"])
+    def end_grace(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then end the old secret."""
+        token = self.find(request, object_id)
+
+        def carry_out(_form: forms.Form) -> None:
+            issuing.end_grace(token)
+            self.log_change(request, token, "Ended the old secret's grace.")
+            self.message_user(request, "The old secret is no longer accepted.", messages.SUCCESS)
+
+        return self.confirm(
+            request,
+            token,
+            carry_out,
+            title=f"End the grace of {token.name}?",
+            text="Clients that still use the old secret are refused from then on.",
+            submit="End the old secret",
+            danger=True,
+        )
+
+    @action(
+        description="Revoke", icon="block", url_path="revoke", permissions=["change"], variant=ActionVariant.DANGER
+    )
+    def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask for the reason, then revoke."""
+        token = self.find(request, object_id)
+
+        def carry_out(form: forms.Form) -> None:
+            durable = stopping.revoke(token.pk, str(request.user), form.cleaned_data["reason"])
+            text = f"{token.name} is revoked: its next call is refused."
+            if durable:
+                self.log_change(request, token, "Revoked.")
+            else:
+                text += " The database did not answer, and will have it when it is back."
+            self.message_user(request, text, messages.SUCCESS)
+
+        return self.confirm(
+            request,
+            token,
+            carry_out,
+            RevokeForm,
+            title=f"Revoke {token.name}?",
+            text="From its next call on it is refused, on every process. This is final: it can't be made active again.",
+            submit="Revoke for good",
+            danger=True,
+        )
+
+    # Columns
+
+    @display(description="status", label=COLOURS)
+    def state(self, token: ProxyToken) -> tuple[str, str]:
+        """What matters most about it."""
+        state = status_of(token)
+        return state, TEXTS[state]
+
+    @display(description="first characters")
+    def first_characters(self, token: ProxyToken) -> str:
+        """Of its current secret."""
+        current = live_secrets(token, now())
+        return str(current[0]) if current else "–"
+
+    @display(description="member", ordering="member__user__email")
+    def email(self, token: ProxyToken) -> str:
+        """Whose it is."""
+        return token.member.user.email
+
+    @display(description="last used")
+    def last_used(self, token: ProxyToken) -> Any:
+        """As far as the books know, which follow by a second or two."""
+        return last_used_at(token)

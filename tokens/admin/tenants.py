@@ -1,0 +1,175 @@
+"""Tenants in the admin."""
+
+import zoneinfo
+from collections.abc import Mapping
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.postgres.fields import ArrayField
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.forms import ModelForm
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from unfold.contrib.filters.admin import ChoicesDropdownFilter
+from unfold.decorators import action, display
+from unfold.enums import ActionVariant
+from unfold.widgets import UnfoldAdminSelect2Widget, UnfoldAdminTextInputWidget
+
+from tokens import stopping
+from tokens.admin.limits import LimitInline
+from tokens.admin.members import STATUS_COLOURS, MemberInline, NewMemberInline
+from tokens.admin.pages import ScopeAdmin
+from tokens.admin.standing import Figures, today_of
+from tokens.admission.connection import StoreUnavailable
+from tokens.models import ProxyToken, Status, Tenant
+
+
+@admin.register(Tenant)
+class TenantAdmin(ScopeAdmin):
+    """A tenant with its limits and members."""
+
+    list_display = ("name", "slug", "shown_status", "tokens", "requests_today", "images_today", "timezone")
+    list_filter = (("status", ChoicesDropdownFilter),)
+    list_filter_submit = True
+    search_fields = ("slug", "name")
+    formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
+    inlines = (LimitInline, MemberInline, NewMemberInline)
+    actions_detail = ("issue", "suspend", "activate")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """A new tenant is active from the start."""
+        names: list[Any] = [("name", "slug"), ("timezone", "model"), "origins"]
+        if obj is not None:
+            names.append(("shown_status", "created_at"))
+            if obj.next_timezone:
+                names.append(("next_timezone", "next_timezone_from"))
+        return ((None, {"fields": names}),)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
+        """Commands and reports name it by its short name."""
+        fixed = ("slug", "shown_status", "created_at", "next_timezone", "next_timezone_from")
+        return fixed if obj is not None else ()
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Time zones are chosen from the list of them."""
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if db_field.name == "timezone":
+            names = sorted(zoneinfo.available_timezones())
+            field.widget = UnfoldAdminSelect2Widget(choices=[(name, name) for name in names])
+        return field
+
+    def get_inlines(self, request: HttpRequest, obj: object) -> tuple[Any, ...]:
+        """A new tenant has no members to look at."""
+        return self.inlines if obj is not None else (LimitInline, NewMemberInline)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Tenant]:
+        """With the number of tokens."""
+        counts = ProxyToken.objects.filter(tenant=OuterRef("pk")).order_by().values("tenant").annotate(n=Count("pk"))
+        queryset: QuerySet[Tenant] = super().get_queryset(request)
+        return queryset.annotate(token_count=Coalesce(Subquery(counts.values("n")), 0))
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, with what each tenant on the page has used today."""
+        response: HttpResponse = super().changelist_view(request, extra_context)
+        rows = getattr((getattr(response, "context_data", None) or {}).get("cl"), "result_list", None)
+        if rows is not None:
+            try:
+                today = today_of(rows)
+            except StoreUnavailable:
+                messages.warning(request, "The admission store did not answer: today's figures are missing.")
+                today = {}
+            for tenant in rows:
+                tenant.today = today.get(tenant.pk)
+        return response
+
+    def save_model(self, request: HttpRequest, obj: Tenant, form: ModelForm[Tenant], change: bool) -> None:
+        """Say so when a new time zone waits for the next month."""
+        super().save_model(request, obj, form, change)
+        if "timezone" in form.changed_data and obj.next_timezone_from:
+            at = obj.next_timezone_from.astimezone(zoneinfo.ZoneInfo(obj.timezone))
+            self.message_user(
+                request,
+                f"{obj.next_timezone} begins on {at:%d %b %Y} with the next month; until then days are {obj.timezone}.",
+                messages.INFO,
+            )
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Only what can be done with it now."""
+        suspended = Tenant.objects.filter(pk=object_id, status=Status.SUSPENDED).exists()
+        hidden = "suspend" if suspended else "activate"
+        return [one for one in super().get_actions_detail(request, object_id) if one.path != hidden]
+
+    @display(description="status", label=STATUS_COLOURS, ordering="status")
+    def shown_status(self, tenant: Tenant) -> tuple[str, str]:
+        """Active or suspended."""
+        return tenant.status, tenant.get_status_display()
+
+    @display(ordering="token_count")
+    def tokens(self, tenant: Any) -> int:
+        """How many tokens it has."""
+        return int(tenant.token_count)
+
+    @display(description="requests today")
+    def requests_today(self, tenant: Any) -> str:
+        """What the admission store counts, calls under way included."""
+        return _taken(tenant.today, "requests")
+
+    @display(description="images today")
+    def images_today(self, tenant: Any) -> str:
+        """What the admission store counts, calls under way included."""
+        return _taken(tenant.today, "images")
+
+    @action(description="Issue token", icon="add", url_path="issue", variant=ActionVariant.PRIMARY)
+    def issue(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """On to the form for a new token of this tenant."""
+        tenant = self.find(request, object_id)
+        return HttpResponseRedirect(f"{reverse('admin:tokens_proxytoken_add')}?tenant={tenant.pk}")
+
+    @action(description="Suspend", icon="block", url_path="suspend", permissions=["change"])
+    def suspend(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then suspend."""
+        tenant = self.find(request, object_id)
+
+        def carry_out(_form: forms.Form) -> None:
+            durable = stopping.suspend_tenant(tenant.slug, str(request.user))
+            text = f"{tenant} is suspended: none of its tokens works."
+            if durable:
+                self.log_change(request, tenant, "Suspended.")
+            else:
+                text += " The database did not answer, and will have it when it is back."
+            self.message_user(request, text)
+
+        return self.confirm(
+            request,
+            tenant,
+            carry_out,
+            title=f"Suspend {tenant}?",
+            text="None of its tokens works from then on. Activating it lets them work again.",
+            submit="Suspend",
+            danger=True,
+        )
+
+    @action(description="Activate", icon="check", url_path="activate", permissions=["change"])
+    def activate(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then activate."""
+        tenant = self.find(request, object_id)
+
+        def carry_out(_form: forms.Form) -> None:
+            stopping.activate_tenant(tenant.slug)
+            self.log_change(request, tenant, "Activated.")
+            self.message_user(request, f"{tenant} is active again.")
+
+        return self.confirm(
+            request,
+            tenant,
+            carry_out,
+            title=f"Activate {tenant}?",
+            text="Its tokens work again, unless they are revoked or expired or their member is suspended.",
+            submit="Activate",
+        )
+
+
+def _taken(figures: Figures | None, metric: str) -> str:
+    return "–" if figures is None else f"{figures.used[metric] + figures.reserved[metric]:,}"
