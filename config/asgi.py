@@ -31,7 +31,7 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     """Route one ASGI scope."""
     if scope["type"] == "lifespan":
         await lean.lifespan(receive, send)
-    elif scope["path"].startswith(API_PATHS) or scope["path"] in OPERATION_PATHS:
+    elif f"{scope['path']}/".startswith(API_PATHS) or scope["path"] in OPERATION_PATHS:
         await lean(scope, receive, send)
     else:
         await stock(scope, receive, send)  # type: ignore[arg-type]

@@ -8,6 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
+from django.urls import reverse_lazy
 
 from config.databases import database_settings
 from config.environment import process_environment
@@ -118,12 +120,14 @@ CELERY_BEAT_SCHEDULE = {
 # Django
 INSTALLED_APPS = [
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
     "django.contrib.postgres",
     "rest_framework",
     "tokens",
@@ -171,6 +175,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
 STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "config" / "static"]
 STATIC_ROOT = env.path("STATIC_ROOT", DATA / "static")
 LOGIN_URL = "admin:login"
 
@@ -186,3 +191,57 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
+
+# The admin
+
+
+def _page(title: str, icon: str, name: str) -> dict[str, object]:
+    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}")}
+
+
+UNFOLD = {
+    "SITE_TITLE": "Gem Heaven Gateway",
+    "SITE_HEADER": "Gem Heaven Gateway",
+    "SITE_SYMBOL": "diamond",
+    "SITE_URL": None,
+    "SHOW_VIEW_ON_SITE": False,
+    "STYLES": [lambda request: static("gateway/admin.css")],
+    "DASHBOARD_CALLBACK": "gateway.admin.dashboard.dashboard",
+    "SIDEBAR": {
+        "navigation": [
+            {"items": [_page("Today", "monitoring", "index")]},
+            {
+                "title": "Tenants & tokens",
+                "separator": True,
+                "items": [
+                    _page("Tenants", "apartment", "tokens_tenant_changelist"),
+                    _page("Members", "badge", "tokens_membership_changelist"),
+                    _page("Proxy tokens", "key", "tokens_proxytoken_changelist"),
+                ],
+            },
+            {
+                "title": "Usage",
+                "separator": True,
+                "items": [
+                    _page("Daily usage", "calendar_month", "usage_dailyusage_changelist"),
+                    _page("Usage records", "receipt_long", "usage_usagerecord_changelist"),
+                    _page("Quarantined events", "report", "usage_quarantinedevent_changelist"),
+                    _page("Price list", "sell", "usage_price_changelist"),
+                ],
+            },
+            {
+                "title": "Providers",
+                "separator": True,
+                "items": [
+                    _page("Providers", "cloud", "gateway_provider_changelist"),
+                    _page("Models", "palette", "gateway_model_changelist"),
+                ],
+            },
+            {
+                "title": "People",
+                "separator": True,
+                "items": [_page("Users", "person", "tokens_user_changelist")],
+            },
+        ],
+    },
+}

@@ -6,7 +6,7 @@ A principal that the process remembers costs no look-up; what it remembers never
 import time
 from collections.abc import Mapping
 
-from gateway.errors import InvalidRequest, InvalidToken, Unavailable
+from gateway.errors import InvalidRequest, InvalidToken, NotAllowed, Unavailable
 from tokens import secrets
 from tokens.admission import keys
 from tokens.admission.connection import StoreConnection, StoreError, StoreUnavailable
@@ -27,6 +27,14 @@ def presented_token(meta: Mapping[str, str]) -> str:
     if token and token != bearer.strip():
         raise InvalidRequest("X-Proxy-Token and Authorization carry different tokens. Send one.")
     return bearer.strip()
+
+
+def require_allowed(principal: Principal, address: str, origin: str) -> None:
+    """Raise NotAllowed unless the principal may call from this address and, for a web page, from its origin."""
+    if not principal.allows_address(address):
+        raise NotAllowed("This token may not be used from this address.")
+    if origin and not principal.allows_origin(origin):
+        raise NotAllowed("This token may not be used by pages of this origin.")
 
 
 class Authenticator:

@@ -10,6 +10,7 @@ import msgspec
 from django.conf import settings
 
 from gateway import metrics
+from gateway.authentication import require_allowed
 from gateway.catalog import UpstreamModel
 from gateway.errors import ApiError, Unavailable, UpstreamFailed
 from gateway.imageforms import NotAnImage
@@ -39,6 +40,7 @@ class Call:
     model: UpstreamModel
     estimate: int  # tokens, an upper bound
     address: str
+    origin: str
     agent: str
     idempotency_key: str
     fingerprint: str
@@ -97,7 +99,7 @@ def _event(call: Call, day: str) -> bytes:
 async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
     """Step 3. None: admitted, the reservation is made. A skeleton: this was answered before, replay it.
 
-    Raises InvalidToken, InFlight, IdempotencyMismatch, ExceedsLimit, LimitReached, Unavailable.
+    Raises InvalidToken, NotAllowed, InFlight, IdempotencyMismatch, ExceedsLimit, LimitReached, Unavailable.
     """
     for _ in range(3):
         if not runtime.generation:
@@ -112,6 +114,7 @@ async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
             return msgspec.json.decode(decision.answer, type=Skeleton)
         if decision.status == "STALE":
             call.principal = await runtime.authenticator.authenticate(call.token, fresh=True)
+            require_allowed(call.principal, call.address, call.origin)
         elif decision.status == "GENERATION":
             await runtime.refresh_generation()
         elif decision.status != "PERIOD":
@@ -208,6 +211,7 @@ async def _keep_and_settle(runtime: Runtime, call: Call, delivered: Delivered) -
     if usage.charged > call.estimate:
         metrics.counted("estimate_exceeded")
         logger.error("usage above the model's upper bound", extra={"model": call.model.name, "tokens": usage.charged})
+        await runtime.distrust_bound(call.model, call.asked.size)
     skeleton = Skeleton(
         created=delivered.created or int(time.time()),
         names=[image.name for image in kept],

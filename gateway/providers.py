@@ -92,11 +92,12 @@ def set_model(
     if sizes is None and not model.sizes.exists():
         sizes = usual_sizes(model.upstream_name)
     if sizes is not None:
-        _set_sizes(model, sizes)
+        set_sizes(model, sizes)
     return model
 
 
-def _set_sizes(model: Model, sizes: Mapping[str, int]) -> None:
+def set_sizes(model: Model, sizes: Mapping[str, int]) -> None:
+    """Replace a model's sizes: each maps to the most tokens of one image. Raises ValidationError. In a transaction."""
     for former in model.sizes.exclude(size__in=sizes):
         former.delete()
     for size, most_tokens in sizes.items():

@@ -15,7 +15,7 @@ from django.conf import settings
 from config.redis import parse_address
 from gateway import metrics
 from gateway.authentication import Authenticator
-from gateway.catalog import Catalog, parse
+from gateway.catalog import Catalog, UpstreamModel, parse
 from gateway.images import image_store
 from gateway.spool import Spool
 from gateway.upstream import Upstream
@@ -40,6 +40,7 @@ class Runtime:
         self.images = image_store()
         self.spool = Spool(settings.SPOOL_ROOT)
         self.catalog: Catalog | None = None
+        self._exceeded: dict[bytes, int] = {}
         self.generation = ""  # empty while the store we are connected to isn't confirmed
         self.draining = False
         self.calls: set[asyncio.Task[Any]] = set()
@@ -88,6 +89,19 @@ class Runtime:
             problems["catalog"] = "no default model with an active provider and key"
         return problems
 
+    def trusts_bound(self, model: UpstreamModel, size: str) -> bool:
+        """Whether no call has cost more than the bound that `model` has now for `size`."""
+        return model.sizes[size] > self._exceeded.get(f"{model.name}:{size}".encode(), -1)
+
+    async def distrust_bound(self, model: UpstreamModel, size: str) -> None:
+        """Remember in the store that a call cost more than the bound allows; raising the bound ends it."""
+        name, bound = f"{model.name}:{size}", model.sizes[size]
+        self._exceeded[name.encode()] = bound
+        try:
+            await self.store.call("HSET", keys.EXCEEDED, name, bound)
+        except (StoreUnavailable, StoreError) as exc:
+            logger.warning("an exceeded bound is known to this process only", extra={"reason": str(exc)})
+
     async def settle(self, ending: Ending) -> None:
         """End a call in the store; retried for a while, then spooled. Raises OSError when the spool fails too."""
         until = time.monotonic() + settings.SETTLE_RETRY_SECONDS
@@ -123,6 +137,8 @@ class Runtime:
 
     async def _refresh(self) -> None:
         await self.refresh_generation()
+        exceeded = await self.store.setup_call("HGETALL", keys.EXCEEDED)
+        self._exceeded = {name: int(bound) for name, bound in zip(exceeded[::2], exceeded[1::2], strict=True)}
         raw = await self.store.setup_call("GET", keys.CATALOG)
         if raw is not None and raw != self._catalog_raw:
             try:

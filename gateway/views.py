@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from typing import Any, cast
 
 from django.conf import settings
@@ -10,7 +11,7 @@ from rest_framework.response import Response
 
 from gateway import throttling
 from gateway.asyncviews import AsyncAPIView
-from gateway.authentication import presented_token
+from gateway.authentication import presented_token, require_allowed
 from gateway.catalog import UpstreamModel
 from gateway.errors import (
     ApiError,
@@ -30,7 +31,7 @@ from gateway.presenting import answer, remaining_after
 from gateway.requests import LeanRequest
 from gateway.runtime import Runtime
 from gateway.validation import GenerationRequest, require_json, validate
-from tokens.admission.admission import standing
+from tokens.admission.admission import Standing, standing
 from tokens.admission.connection import StoreError, StoreUnavailable
 from tokens.admission.principal import Principal
 
@@ -66,14 +67,15 @@ class GenerateImage(AsyncAPIView):
                 text = f"Too many invalid API tokens from this address. Try again in {wait} s."
                 raise LimitReached(text, quota=False, retry_after=wait) from None
             raise
+        try:
+            require_allowed(principal, request.client_address, request.origin)
+        except NotAllowed:  # by what this process remembers, which may be out of date
+            principal = await request.runtime.authenticator.authenticate(token, fresh=True)
         request.known = principal
         return token, principal
 
     async def _validate(self, request: LeanRequest, principal: Principal) -> GenerationRequest:
-        if not principal.allows_address(request.client_address):
-            raise NotAllowed("This token may not be used from this address.")
-        if request.origin and not principal.allows_origin(request.origin):
-            raise NotAllowed("This token may not be used by pages of this origin.")
+        require_allowed(principal, request.client_address, request.origin)
         require_json(request.META.get("CONTENT_TYPE", ""))
         return validate(await request.read_body())
 
@@ -90,6 +92,7 @@ class GenerateImage(AsyncAPIView):
             model=model,
             estimate=estimate_tokens(model, asked),
             address=request.client_address,
+            origin=request.origin,
             agent=request.META.get("HTTP_USER_AGENT", "")[:AGENT_CHARACTERS],
             idempotency_key=hashlib.sha256(key.encode()).hexdigest()[:32] if key else "",
             fingerprint=fingerprint(asked, settings.SECRET_KEY.encode()) if key else "",
@@ -104,6 +107,8 @@ class GenerateImage(AsyncAPIView):
             raise InvalidRequest(f"The field size must be one that the model draws: {', '.join(model.sizes)}.")
         if len(asked.prompt) > model.prompt_limit:
             raise InvalidRequest(f"The field prompt may have at most {model.prompt_limit} characters for this model.")
+        if principal.counts_tokens and not runtime.trusts_bound(model, asked.size):
+            raise Unavailable("The model cost more tokens than its upper bound allows; its operator must raise it.", 60)
         return model
 
     async def _add_standings(self, request: LeanRequest, token: str, error: ApiError) -> None:
@@ -119,9 +124,11 @@ class GenerateImage(AsyncAPIView):
         try:
             skeleton = await asyncio.shield(runtime.detach(_admitted(runtime, call)))
         except ApiError as exc:
-            exc.headers.update(rate_limit_headers(call.standings))
+            if not isinstance(exc, InvalidToken):
+                exc.headers.update(rate_limit_headers(await _left(runtime, call)))
             raise
-        headers: dict[str, Any] = rate_limit_headers(remaining_after(call, skeleton))
+        left = await _left(runtime, call) if call.replayed else remaining_after(call, skeleton)
+        headers: dict[str, Any] = rate_limit_headers(left)
         if call.replayed:
             headers["Idempotent-Replayed"] = "true"
         if call.asked.ignored:
@@ -130,6 +137,16 @@ class GenerateImage(AsyncAPIView):
             headers["Idempotent-Replayed"] = "true"
             raise _with_headers(UpstreamFailed(UNKNOWN_OUTCOME, skeleton.error, may_be_charged=True), headers)
         return Response(answer(skeleton, runtime.images), headers=headers)
+
+
+async def _left(runtime: Runtime, call: Call) -> tuple[Standing, ...]:
+    """What is left after a call that drew nothing new: as its refusal said, else (ended, replayed) as it is now."""
+    if call.standings and not call.admitted_at:
+        return call.standings
+    try:
+        return await standing(runtime.store, call.principal, time.time())
+    except (StoreUnavailable, StoreError):
+        return call.standings
 
 
 async def _admitted(runtime: Runtime, call: Call) -> Skeleton:

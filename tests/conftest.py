@@ -48,7 +48,7 @@ class Customer:
     tenant: Tenant
     member: Membership
     token: ProxyToken
-    secret: str
+    secret: str = field(repr=False)
 
     def limit(self, *texts: str, scope: str = "tenant") -> None:
         """Set limits of a scope, such as ``images:100/day``."""

@@ -10,9 +10,9 @@ from tests.contract import SMALL, assert_error, assert_images, assert_request_id
 
 METHODS = ["GET", "PUT", "PATCH", "DELETE", "TRACE", "BREW"]
 UNKNOWN = [
-    *("/wp-json/", "/wp-json/my-proxy", "/wp-json/my-proxy/v1/", "/wp-json/my-proxy/v1/generate-images"),
-    *(f"{PATH}//", f"{PATH}/x", PATH.upper(), PATH.replace("v1", "v2"), f"{PATH}%00", f"{PATH}%0a", f"{PATH}%2f%2f"),
-    *("/wp-json/%ff%fe", "/wp-json/wp/v2/users", "/v1/", "/v1/%2e%2e/admin/", "/v1/nothing", "/v1/é", "/images/a"),
+    *("/wp-json", "/wp-json/", "/wp-json/my-proxy", "/wp-json/my-proxy/v1/", "/wp-json/my-proxy/v1/generate-images"),
+    *(f"{PATH}//", f"{PATH}/x", PATH.replace("generate", "Generate"), PATH.replace("v1", "v2"), f"{PATH}%00", f"{PATH}%0a", f"{PATH}%2f%2f"),
+    *("/wp-json/%ff%fe", "/wp-json/wp/v2/users", "/v1", "/v1/", "/v1/%2e%2e/admin/", "/v1/nothing", "/v1/é", "/images/a"),
 ]
 EXPOSED = {
     *("x-request-id", "retry-after", "ratelimit", "ratelimit-policy", "idempotent-replayed"),
@@ -78,20 +78,13 @@ def words(header: str) -> set[str]:
     return {word.strip().lower() for word in header.split(",")}
 
 
-@pytest.fixture(scope="module")
-def _every_origin_is_not_allowed(gateway: Gateway) -> None:
-    """Other tests' tenants allow all origins, so `preflight` of an unknown origin is answered for them here."""
-
-
 def test_a_preflight_is_answered_from_all_tenants_origins(
     gateway: Gateway, make_customer: Callable[..., Customer], origin: str
 ) -> None:
     make_customer(origins=[origin])
     headers = preflight(gateway, origin)
     assert headers["access-control-allow-origin"] == origin
-    assert "POST" in words(headers["access-control-allow-methods"].upper()) or "post" in words(
-        headers["access-control-allow-methods"]
-    )
+    assert "post" in words(headers["access-control-allow-methods"])
     assert words(headers["access-control-allow-headers"]) >= ALLOWED
     assert "origin" in words(headers["vary"])
     assert "access-control-allow-credentials" not in headers

@@ -283,7 +283,11 @@ def test_periods_that_are_over_count_where_they_must_and_nowhere_else(valkey: Em
     assert guardian.confirm(wait=False) == "rebuilt"
     assert caller.use("token", f"day:{today}") == (2, 4, 950)
     of_month = [900 + number for number, day in enumerate(days) if f"{day:%Y-%m}" == f"{today:%Y-%m}"]
-    assert caller.use("tenant", f"month:{today:%Y-%m}") == (len(of_month) + 1, 2 * len(of_month) + 2, sum(of_month) + 50)
+    assert caller.use("tenant", f"month:{today:%Y-%m}") == (
+        len(of_month) + 1,
+        2 * len(of_month) + 2,
+        sum(of_month) + 50,
+    )
     assert caller.use("token", f"total:{limit.pk}") == (1, 2, 50)
     assert caller.use("token", f"day:{days[1]}") == (0, 0, 0)
 

@@ -3,34 +3,16 @@
 import time
 
 from config.asgi import application
-from gateway import lifecycle
+from gateway import views
 
-_admit = lifecycle.admit
-
-
-async def admit(*arguments, **keywords):
-    decision = await _admit(*arguments, **keywords)
-    held_from = time.monotonic()
-    lifecycle.time = _Clock(held_from)
-    return decision
+_carry_out = views.carry_out
 
 
-class _Clock:
-    """The time module as it is once the process goes on: `admitted_at` was taken before the hold."""
-
-    def __init__(self, held_from):
-        self.held_from, self.readings = held_from, 0
-
-    def monotonic(self):
-        self.readings += 1
-        if self.readings == 1:
-            return self.held_from
-        return time.monotonic() + 0.5
-
-    def __getattr__(self, name):
-        return getattr(time, name)
+async def carry_out(runtime, call):
+    time.sleep(0.5)
+    return await _carry_out(runtime, call)
 
 
-lifecycle.admit = admit
+views.carry_out = carry_out
 
 __all__ = ["application"]

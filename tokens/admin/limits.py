@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from django.db.models import QuerySet
 from django.forms import ModelForm
+from django.http import HttpRequest
+from unfold.admin import TabularInline
 from unfold.forms import PaginationInlineFormSet
 
 from tokens.models import Limit, Metric, Period, Tenant
 
 
-class LimitForm(ModelForm[Limit]):
+class LimitForm(ModelForm):  # type: ignore[type-arg]
     """One limit. What a saved one limits stays: a total quota goes on counting, and two can't swap their names."""
 
     class Meta:

@@ -34,7 +34,7 @@ def email_field() -> forms.EmailField:
     )
 
 
-class MemberForm(ModelForm[Membership]):
+class MemberForm(ModelForm):  # type: ignore[type-arg]
     """A new member, by e-mail address."""
 
     email = email_field()
@@ -51,9 +51,9 @@ class MemberForm(ModelForm[Membership]):
         """Refuse who is a member already."""
         cleaned = super().clean()
         tenant = self.cleaned_data.get("tenant") or getattr(self.instance, "tenant", None)
-        if tenant is not None and tenant.pk and self.cleaned_data.get("email"):
-            if tenant.members.filter(user__email=self.cleaned_data["email"]).exists():
-                self.add_error("email", "This is a member already.")
+        email = self.cleaned_data.get("email")
+        if tenant is not None and tenant.pk and tenant.members.filter(user__email=email).exists():
+            self.add_error("email", "This is a member already.")
         return cleaned
 
     def save(self, commit: bool = True) -> Membership:

@@ -8,7 +8,6 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.db import transaction
-from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
@@ -52,7 +51,7 @@ class ScopeAdmin(ModelAdmin):
         except StoreUnavailable:
             return {"store_away": True}
 
-    def save_related(self, request: HttpRequest, form: ModelForm[Any], formsets: Any, change: bool) -> None:
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Save, and tell the person once it is committed if the store has yet to learn of it."""
         super().save_related(request, form, formsets, change)
         transaction.on_commit(partial(warn_if_waiting, request, form.instance))

@@ -5,7 +5,6 @@ from typing import Any
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
-from django.forms import ModelForm
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
@@ -71,7 +70,7 @@ class PersonAdmin(DjangoUserAdmin, ModelAdmin):
             field.label, field.help_text = "Administrator", "Signs in here and may see and change everything."
         return field
 
-    def save_model(self, request: HttpRequest, obj: User, form: ModelForm[User], change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         """Only administrators enter here."""
         obj.is_staff = obj.is_superuser
         super().save_model(request, obj, form, change)

@@ -170,9 +170,7 @@ class ProxyTokenAdmin(ScopeAdmin):
             danger=True,
         )
 
-    @action(
-        description="Revoke", icon="block", url_path="revoke", permissions=["change"], variant=ActionVariant.DANGER
-    )
+    @action(description="Revoke", icon="block", url_path="revoke", permissions=["change"], variant=ActionVariant.DANGER)
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask for the reason, then revoke."""
         token = self.find(request, object_id)

@@ -9,7 +9,6 @@ from django.contrib import admin, messages
 from django.contrib.postgres.fields import ArrayField
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
-from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from unfold.contrib.filters.admin import ChoicesDropdownFilter
@@ -84,7 +83,7 @@ class TenantAdmin(ScopeAdmin):
                 tenant.today = today.get(tenant.pk)
         return response
 
-    def save_model(self, request: HttpRequest, obj: Tenant, form: ModelForm[Tenant], change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Tenant, form: Any, change: bool) -> None:
         """Say so when a new time zone waits for the next month."""
         super().save_model(request, obj, form, change)
         if "timezone" in form.changed_data and obj.next_timezone_from:

@@ -18,7 +18,7 @@ from tokens.models import ProxyToken
 GRACES = {0: "None: it stops working now", 1: "1 hour", 24: "24 hours", 24 * 7: "7 days", 24 * 30: "30 days"}
 
 
-class IssueForm(forms.ModelForm[ProxyToken]):
+class IssueForm(forms.ModelForm):  # type: ignore[type-arg]
     """A token to be: whose it is, and what it may."""
 
     email = email_field()

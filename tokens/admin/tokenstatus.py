@@ -3,7 +3,6 @@
 import datetime as dt
 from typing import Any
 
-from django.contrib.admin import ModelAdmin
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.timezone import now
@@ -65,7 +64,7 @@ class StatusFilter(DropdownFilter):
     title = "status"
     parameter_name = "state"
 
-    def lookups(self, request: HttpRequest, model_admin: ModelAdmin[Any]) -> list[tuple[str, str]]:
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """All there are."""
         return list(TEXTS.items())
 

@@ -99,7 +99,12 @@ class Principal:
 
     def allows_origin(self, origin: str) -> bool:
         """Whether pages of `origin` may call for this tenant."""
-        return "*" in self.origins or origin in self.origins
+        return "*" in self.origins or origin.lower() in self.origins
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether any limit counts tokens, so that a call's upper bound must hold."""
+        return any(scoped.limit.metric == "tokens" for scoped in self.limits)
 
     def plan(self, now: float) -> Plan:
         """The plan in force at `now` (epoch seconds)."""
@@ -217,7 +222,7 @@ def read_principal(
         expires=int(token[b"expires"]),
         accepted_until=int(token.get(b"secret:%d" % secret_id, b"-1")),
         networks=tuple(ipaddress.ip_network(text) for text in _strings_decoder.decode(token[b"networks"])),
-        origins=frozenset(_strings_decoder.decode(tenant[b"origins"])),
+        origins=frozenset(text.lower() for text in _strings_decoder.decode(tenant[b"origins"])),
         model=tenant[b"model"].decode(),
         calendar=Calendar(
             tenant[b"timezone"].decode(), tenant[b"next_timezone"].decode(), int(tenant[b"next_timezone_from"])

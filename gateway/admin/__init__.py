@@ -1,0 +1,3 @@
+"""The admin's pages about providers, their keys and models, and the page that people land on."""
+
+from gateway.admin import catalogpages as catalogpages

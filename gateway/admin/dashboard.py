@@ -1,0 +1,77 @@
+"""The page that people land on: today's calls, what they cost, and what needs somebody's attention."""
+
+import datetime as dt
+from collections import defaultdict
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db.models import Sum
+from django.http import HttpRequest
+from django.utils.timezone import now
+
+from gateway.metrics import read_store
+from gateway.models import Model
+from tokens.models import ProxyToken, Tenant
+from usage.models import DailyUsage, QuarantinedEvent
+
+TENANTS_SHOWN = 12
+ONE_DAY = dt.timedelta(days=1)
+CENT = Decimal("0.01")
+METRICS = ("requests", "images", "tokens")
+
+
+def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """Add the figures to the landing page's context (unfold calls this). "Today" is each tenant's own day."""
+    rows = todays_rows()
+    totals: dict[str, int] = {metric: sum(row[metric] for row in rows) for metric in METRICS}
+    costs: dict[str, Decimal] = defaultdict(Decimal)
+    for row in rows:
+        for currency, cost in row["costs"].items():
+            costs[currency] += cost
+    context |= {
+        "totals": totals,
+        "costs": money(costs),
+        "tenants_today": [{**row, "costs": money(row["costs"])} for row in rows[:TENANTS_SHOWN]],
+        "unresolved": DailyUsage.objects.aggregate(n=Sum("unresolved_requests"))["n"] or 0,
+        "quarantined": QuarantinedEvent.objects.count(),
+        "has_tenants": Tenant.objects.exists(),
+        "has_tokens": ProxyToken.objects.exists(),
+        "has_default": Model.objects.filter(active=True, default=True).exists(),
+    }
+    try:
+        context["backlog"] = int(read_store(settings.SHARDS)["gateway_backlog_events"])
+    except redis.RedisError:
+        context["store_away"] = True
+    return context
+
+
+def todays_rows() -> list[dict[str, Any]]:
+    """The tenants that called today, most calls first: tenant, requests, images, tokens, costs by currency."""
+    at = now()
+    utc = at.date()
+    nearby = DailyUsage.objects.filter(booked_day__range=(utc - ONE_DAY, utc + ONE_DAY))
+    sums = nearby.values("tenant_id", "booked_day", "currency").annotate(
+        calls=Sum("requests"), pictures=Sum("images"), charged=Sum("charged_tokens"), money=Sum("cost")
+    )
+    found = list(sums.order_by())
+    tenants = Tenant.objects.in_bulk({row["tenant_id"] for row in found})
+    rows: dict[int, dict[str, Any]] = {}
+    for row in found:
+        tenant = tenants[row["tenant_id"]]
+        if row["booked_day"] != at.astimezone(tenant.zone(at)).date():
+            continue
+        mine = rows.setdefault(tenant.pk, {"tenant": tenant, "requests": 0, "images": 0, "tokens": 0, "costs": {}})
+        mine["requests"] += row["calls"]
+        mine["images"] += row["pictures"]
+        mine["tokens"] += row["charged"]
+        if row["currency"]:
+            mine["costs"][row["currency"]] = row["money"]
+    return sorted(rows.values(), key=lambda row: (-row["requests"], row["tenant"].slug))
+
+
+def money(costs: dict[str, Decimal]) -> str:
+    """Amounts for people, to the cent: ``12.40 EUR``; "–" where no price is known."""
+    written = [f"{cost.quantize(CENT, ROUND_HALF_UP):,} {currency}" for currency, cost in sorted(costs.items())]
+    return ", ".join(written) or "–"

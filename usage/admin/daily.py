@@ -1,0 +1,95 @@
+"""Daily usage in the admin: the rollups that reports are made of."""
+
+import datetime as dt
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.timezone import now
+from unfold.contrib.filters.admin import AutocompleteSelectFilter, DropdownFilter, RangeDateFilter
+from unfold.decorators import display
+
+from usage.admin.readonly import ReadOnlyAdmin
+from usage.exports import plain
+from usage.models import DailyUsage
+
+MODELS_OF = dt.timedelta(days=92)  # older ones can still be asked for in the address
+
+
+class ModelFilter(DropdownFilter):
+    """By model, of those that were called lately."""
+
+    title = "model"
+    parameter_name = "model__exact"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Their names, read from the rollups."""
+        lately = DailyUsage.objects.filter(booked_day__gte=now().date() - MODELS_OF)
+        names = lately.order_by("model").values_list("model", flat=True).distinct()
+        return [(name, name) for name in names]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Narrow the list."""
+        return queryset.filter(model=self.value()) if self.value() else queryset
+
+
+@admin.register(DailyUsage)
+class DailyUsageAdmin(ReadOnlyAdmin):
+    """What each token used of a model on a day. Unresolved calls stand apart and are not invoiced."""
+
+    list_display = (
+        "booked_day",
+        "tenant",
+        "email",
+        "token_name",
+        "model",
+        "requests",
+        "images",
+        "charged_tokens",
+        "shown_cost",
+        "shown_unresolved",
+    )
+    list_filter = (("tenant", AutocompleteSelectFilter), ModelFilter, ("booked_day", RangeDateFilter))
+    list_select_related = ("tenant", "member__user", "token")
+    ordering = ("-booked_day", "-id")
+    csv_name = "daily-usage"
+    csv_columns = {
+        "day": "booked_day",
+        "tenant": "tenant__slug",
+        "user": "member__user__email",
+        "token": "token_id",
+        "token_name": "token__name",
+        "model": "model",
+        "requests": "requests",
+        "images": "images",
+        "tokens": "charged_tokens",
+        "input_tokens": "input_tokens",
+        "output_tokens": "output_tokens",
+        "cost": "cost",
+        "currency": "currency",
+        "unresolved_requests": "unresolved_requests",
+        "unresolved_tokens": "unresolved_tokens",
+        "voided_requests": "voided_requests",
+        "unpriced_requests": "unpriced_requests",
+    }
+
+    @display(description="member", ordering="member__user__email")
+    def email(self, row: DailyUsage) -> str:
+        """Whose token it was."""
+        return row.member.user.email
+
+    @display(description="token", ordering="token__name")
+    def token_name(self, row: DailyUsage) -> str:
+        """The token's name."""
+        return row.token.name
+
+    @display(description="cost", ordering="cost")
+    def shown_cost(self, row: DailyUsage) -> str:
+        """Exact, with its currency; "–" where there was no price."""
+        return f"{plain(row.cost)} {row.currency}" if row.currency else "–"
+
+    @display(description="unresolved", label={"some": "warning"})
+    def shown_unresolved(self, row: DailyUsage) -> tuple[str, str] | None:
+        """Calls whose outcome isn't known; negative where a later day took some back."""
+        return ("some", f"{row.unresolved_requests:,}") if row.unresolved_requests else None

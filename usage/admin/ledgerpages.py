@@ -1,0 +1,161 @@
+"""The ledger's rows in the admin, and the events that couldn't be booked."""
+
+import datetime as dt
+import json
+import uuid
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter, RangeDateFilter
+from unfold.decorators import display
+
+from usage.admin.daily import ModelFilter
+from usage.admin.readonly import ReadOnlyAdmin
+from usage.exports import plain
+from usage.models import QuarantinedEvent, UsageRecord
+
+KIND_COLOURS = {"exact": "success", "void": "default", "unresolved": "warning", "correction": "info"}
+ZONES = dt.timedelta(hours=15)  # a tenant's day begins and ends less than this from the same day of UTC
+
+
+class DayFilter(RangeDateFilter):
+    """By the tenant's day, from and to; by request id, too, which begins with the time and finds the partition."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[UsageRecord]) -> QuerySet[UsageRecord] | None:
+        """Narrow the list."""
+        narrowed: QuerySet[UsageRecord] | None = super().queryset(request, queryset)
+        if narrowed is None:
+            return None
+        for end, lookup, shift in (("from", "gte", -ZONES), ("to", "lt", dt.timedelta(days=1) + ZONES)):
+            day = parse_day(self.used_parameters.get(f"{self.parameter_name}_{end}"))
+            if day is not None:
+                bound = dt.datetime.combine(day, dt.time(), dt.UTC) + shift
+                narrowed = narrowed.filter(
+                    **{f"request_id__{lookup}": uuid.UUID(int=int(bound.timestamp() * 1000) << 80)}
+                )
+        return narrowed
+
+
+def parse_day(text: Any) -> dt.date | None:
+    """A day such as 2026-11-22; None for anything else, which the form reports."""
+    try:
+        return dt.date.fromisoformat(text or "")
+    except (TypeError, ValueError):
+        return None
+
+
+@admin.register(UsageRecord)
+class UsageRecordAdmin(ReadOnlyAdmin):
+    """The ledger, newest first."""
+
+    list_display = (
+        "at",
+        "shown_kind",
+        "tenant",
+        "token_name",
+        "model",
+        "size",
+        "images",
+        "charged_tokens",
+        "shown_cost",
+        "provenance",
+    )
+    list_filter = (
+        ("tenant", AutocompleteSelectFilter),
+        ("kind", ChoicesDropdownFilter),
+        ModelFilter,
+        ("day", DayFilter),
+    )
+    list_select_related = ("tenant", "token")
+    search_fields = ("request_id",)
+    search_help_text = "A request id, as the X-Request-Id header says"
+    ordering = ("-id",)
+    sortable_by = ()
+    csv_name = "usage-records"
+    csv_columns = {
+        "request_id": "request_id",
+        "kind": "kind",
+        "at": "at",
+        "day": "day",
+        "booked_day": "booked_day",
+        "tenant": "tenant__slug",
+        "user": "member__user__email",
+        "token": "token_id",
+        "token_name": "token__name",
+        "model": "model",
+        "size": "size",
+        "n": "n",
+        "images": "images",
+        "reported_tokens": "reported_tokens",
+        "charged_tokens": "charged_tokens",
+        "provenance": "provenance",
+        "cost": "cost",
+        "currency": "currency",
+        "provider": "provider",
+        "provider_request_id": "provider_request_id",
+        "latency_ms": "latency_ms",
+        "reason": "reason",
+    }
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
+        """A token's page links here."""
+        allowed: bool = super().lookup_allowed(lookup, value, request)
+        return allowed or lookup == "token__id__exact"
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[UsageRecord], search_term: str
+    ) -> tuple[QuerySet[UsageRecord], bool]:
+        """A whole request id, by its index; anything else finds nothing."""
+        if not search_term.strip():
+            return queryset, False
+        try:
+            return queryset.filter(request_id=uuid.UUID(search_term.strip())), False
+        except ValueError:
+            return queryset.none(), False
+
+    @display(description="kind", label=KIND_COLOURS)
+    def shown_kind(self, row: UsageRecord) -> tuple[str, str]:
+        """Unresolved ones are not invoiced."""
+        return row.kind, row.get_kind_display()
+
+    @display(description="token")
+    def token_name(self, row: UsageRecord) -> str:
+        """The token's name."""
+        return row.token.name
+
+    @display(description="cost")
+    def shown_cost(self, row: UsageRecord) -> str:
+        """Exact, with its currency; "–" where there was no price."""
+        return f"{plain(row.cost)} {row.currency}" if row.cost is not None else "–"
+
+
+@admin.register(QuarantinedEvent)
+class QuarantinedEventAdmin(ModelAdmin):
+    """Events that couldn't be booked, to look at."""
+
+    list_display = ("at", "error", "message")
+    search_fields = ("error", "message")
+    fields = ("at", "error", "message", "fields_as_they_came")
+    readonly_fields = fields
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Nobody."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Nobody."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Nobody: each stands for usage that isn't in the books."""
+        return False
+
+    @display(description="event")
+    def fields_as_they_came(self, event: QuarantinedEvent) -> SafeString:
+        """The event, indented."""
+        return format_html('<pre class="gw-raw">{}</pre>', json.dumps(event.raw, indent=2, ensure_ascii=False))

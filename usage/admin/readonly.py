@@ -1,0 +1,106 @@
+"""Pages of the books: nobody changes them here, and a list can be downloaded whole."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core.paginator import Page
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
+from unfold.admin import ModelAdmin
+from unfold.decorators import action
+from unfold.paginator import InfinitePaginator
+
+from usage.exports import write_csv
+
+ROWS_A_PIECE = 500
+
+
+class UncountedPaginator(InfinitePaginator):
+    """Pages without a count over the table: "next" is offered when one more row than the page holds was found."""
+
+    def page(self, number: Any) -> Page:
+        """One page, read with a single query."""
+        number = self.validate_number(number)
+        start = (number - 1) * self.per_page
+        rows = list(self.object_list[start : start + self.per_page + 1])
+        self.more = len(rows) > self.per_page
+        return Page(rows[: self.per_page], number, self)
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """A list of rows to look at and to download, by the filters in force. `csv_columns`: heading -> lookup."""
+
+    csv_columns: dict[str, str] = {}
+    csv_name = "usage"
+    paginator = UncountedPaginator
+    show_full_result_count = False
+    list_filter_submit = True
+    list_disable_select_all = True  # would have to count
+    list_per_page = 50
+    actions = ("selected_csv",)
+    actions_list = ("csv",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Nobody."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Nobody."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Nobody."""
+        return False
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseBase:
+        """The list; its download keeps the list's filters."""
+        response: HttpResponseBase = super().changelist_view(request, extra_context)
+        for button in (getattr(response, "context_data", None) or {}).get("actions_list", ()):
+            button["path"] += f"?{request.GET.urlencode()}"
+        return response
+
+    @action(description="Download CSV", icon="download", url_path="csv", permissions=["view"])
+    def csv(self, request: HttpRequest) -> HttpResponseBase:
+        """Every row that the filters let through."""
+        return self.stream(self.get_changelist_instance(request).get_queryset(request))
+
+    @action(description="Download selected rows as CSV", permissions=["view"])
+    def selected_csv(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:
+        """The selected rows."""
+        return self.stream(queryset)
+
+    def stream(self, queryset: QuerySet[Any]) -> HttpResponseBase:
+        """A CSV file, read and sent piece by piece."""
+        rows = queryset.values_list(*self.csv_columns.values()).iterator(chunk_size=ROWS_A_PIECE)
+        headers = {"Content-Disposition": f'attachment; filename="{self.csv_name}.csv"', "Cache-Control": "no-store"}
+        return StreamingHttpResponse(
+            in_pieces(write_pieces(list(self.csv_columns), rows)),
+            content_type="text/csv; charset=utf-8",
+            headers=headers,
+        )
+
+
+class _Piece(list[str]):
+    """Text that was written and not yet sent."""
+
+    def write(self, text: str) -> None:
+        """Take some."""
+        self.append(text)
+
+
+def write_pieces(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """The rows as CSV, some hundred a piece, the header in front."""
+    source = chain([header], rows)
+    while batch := list(islice(source, ROWS_A_PIECE)):
+        piece = _Piece()
+        write_csv(batch, piece)
+        yield "".join(piece)
+
+
+async def in_pieces(pieces: Iterator[str]) -> AsyncIterator[str]:
+    """The same for ASGI, which would otherwise gather everything before it sends. Each piece is read in the thread."""
+    step = sync_to_async(next)
+    while (piece := await step(pieces, None)) is not None:
+        yield piece
