@@ -7,11 +7,15 @@ DATA ?= .data
 NO_STACK = DATABASE_URL=postgresql://types/types REDIS_URL=redis://types PUBLIC_URL=http://localhost SECRET_KEY=types \
   TOKEN_PEPPERS=1:types-types-types-types-types-types-types ENCRYPTION_KEYS=types
 
+LOCK = .venv/bin/python -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-header --quiet
+
 .PHONY: help run test check bench lock clean
 
 help:
 	@echo "make run     start the whole gateway on this machine: http://127.0.0.1:$(PORT)"
 	@echo "             PORT=8000 and DATA=.data choose another port and data folder"
+	@echo "             DEMO=no leaves out the demo tenant and the sandbox provider"
 	@echo "make test    run the tests, on a PostgreSQL and a Valkey of their own"
 	@echo "make check   what CI runs: format, lint, types, tests"
 	@echo "make bench   measure what a request costs: the gateway beside a bare pass-through"
@@ -37,10 +41,9 @@ bench: install-run
 	@exec .venv/bin/python -m bench
 
 lock: install-dev
-	@for name in base run dev; do \
-	  .venv/bin/python -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; \
-	done
+	$(LOCK) requirements/dev.in -o requirements/dev.txt
+	$(LOCK) --constraint requirements/dev.txt requirements/run.in -o requirements/run.txt
+	$(LOCK) --constraint requirements/dev.txt requirements/base.in -o requirements/base.txt
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -126,6 +126,7 @@ def _start_programs(
         "PROVIDER_BASE_URL": provider_url,
         "PROVIDER_API_KEY": "key-of-the-instant-provider",
         "PROVIDER_MODEL": "instant-1",
+        "STORE_TIMEOUT": "10",  # on a machine that is busy with something else a 503 would end the measurement
     }
     log = data / "logs" / "provider.log"
     command = [sys.executable, "-m", "bench.provider", str(provider_port)]

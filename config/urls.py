@@ -2,5 +2,8 @@
 
 from django.contrib import admin
 from django.urls import path
+from django.views.generic import RedirectView
 
-urlpatterns = [path("admin/", admin.site.urls)]
+urlpatterns = [path("admin/", admin.site.urls), path("", RedirectView.as_view(pattern_name="admin:index"))]
+handler404 = "config.errorpages.not_found"
+handler500 = "config.errorpages.server_error"

@@ -50,6 +50,10 @@ class Authenticator:
         """Forget every principal: the store was replaced."""
         self._known.clear()
 
+    def drop(self, token: str) -> None:
+        """Forget one token, which the admit script refused: the next call with it counts as a failed authentication."""
+        self._known.pop(secrets.digest(token, self._newest), None)
+
     async def authenticate(self, token: str, fresh: bool = False) -> Principal:
         """The principal of a presented token; `fresh` reads it anew.
 

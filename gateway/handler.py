@@ -104,6 +104,9 @@ class LeanHandler:
         theirs = request.META.get("HTTP_X_REQUEST_ID", "")
         if CLIENT_REQUEST_ID.fullmatch(theirs):
             response["X-Client-Request-Id"] = theirs
+        if request.unread and request.scope["http_version"].startswith("1"):
+            # Otherwise a client sends its next request over a connection that the server is about to close.
+            response["Connection"] = "close"
         if "Content-Length" not in response and response.status_code != 204:
             response["Content-Length"] = str(len(response.content))
         if request.origin and request.method != "OPTIONS" and "Access-Control-Allow-Origin" not in response:

@@ -1,6 +1,5 @@
 """Steps 3 to 6 of a call: admit, call, keep, settle. What is admitted here always ends, whatever the client does."""
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -118,6 +117,8 @@ async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
         elif decision.status == "GENERATION":
             await runtime.refresh_generation()
         elif decision.status != "PERIOD":
+            if decision.status == "INVALID":
+                runtime.authenticator.drop(call.token)
             raise refusal(decision)
     raise Unavailable("The gateway can't admit this call at the moment.")
 
@@ -160,9 +161,10 @@ async def carry_out(runtime: Runtime, call: Call) -> Skeleton:
         raise outcome.error
     except ApiError:
         raise
-    except BaseException:
-        await asyncio.shield(_end_failed(runtime, call, "unresolved", "internal_error"))
-        raise
+    except Exception as exc:
+        logger.exception("a call failed after it was admitted", extra={"request_id": call.request_id})
+        await _end_failed(runtime, call, "unresolved", "internal_error")
+        raise UpstreamFailed(UNKNOWN_OUTCOME, "outcome_unknown", may_be_charged=True) from exc
     finally:
         metrics.in_flight(-1)
 

@@ -40,7 +40,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 
 
 Event = Literal["settle_spooled", "estimate_exceeded", "unresolved"]
 EVENTS: dict[Event, str] = {
-    "settle_spooled": "Calls whose usage went to the spool: store and PostgreSQL were both out of reach",
+    "settle_spooled": "Calls whose usage went to the spool: the store was out of reach",
     "estimate_exceeded": "Calls whose provider reported more tokens than the model's upper bound",
     "unresolved": "Calls that were dispatched and whose outcome isn't known",
 }

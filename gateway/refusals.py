@@ -23,7 +23,8 @@ def describe(scoped: ScopedLimit) -> str:
     limit = scoped.limit
     what = "calls in flight" if limit.metric == "concurrent" else limit.metric
     period = PERIODS.get(limit.period, f"per {limit.period}")
-    return f"{limit.amount} {what} {period} for this {scoped.scope}"
+    burst = f" ({limit.burst} at once)" if limit.burst else ""
+    return f"{limit.amount} {what} {period}{burst} for this {scoped.scope}"
 
 
 def _reached(decision: Decision, scoped: ScopedLimit) -> LimitReached:

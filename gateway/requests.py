@@ -37,6 +37,8 @@ class LeanRequest(ASGIRequest):
         self.client_address = client_address(
             self.META.get("REMOTE_ADDR", ""), self.META.get("HTTP_X_FORWARDED_FOR"), settings.TRUSTED_PROXIES
         )
+        meta = self.META
+        self.unread = meta.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in meta  # whether a body waits
         self.error_type = ""
         self.route = "unknown"
         self.known: Principal | None = None
@@ -69,4 +71,5 @@ class LeanRequest(ASGIRequest):
                 raise TooLarge(f"The body may have at most {settings.BODY_LIMIT // 1024} KB.")
             chunks.append(chunk)
             if not message.get("more_body"):
+                self.unread = False
                 return b"".join(chunks)

@@ -37,10 +37,18 @@ class Client:
         body = json.dumps({"prompt": prompt, "size": "256x256", "n": n})
         headers = {"Content-Type": "application/json", "X-Proxy-Token": secret}
         begun = time.time()
-        self.connection.request("POST", PATH, body, headers)
-        answer = self.connection.getresponse()
+        try:
+            answer = self._exchange(body, headers)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            # A refusal before the body was read ends its connection, which one learns at the next call.
+            self.connection.close()
+            answer = self._exchange(body, headers)
         content = json.loads(answer.read())
         return Reply(begun, time.time(), answer.status, {k.lower(): v for k, v in answer.getheaders()}, content, n)
+
+    def _exchange(self, body: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        self.connection.request("POST", PATH, body, headers)
+        return self.connection.getresponse()
 
 
 def hammer(url: str, jobs: Iterable[tuple[str, int]], clients: int = 64) -> list[Reply]:

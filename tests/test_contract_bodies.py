@@ -146,6 +146,20 @@ def test_a_body_in_several_pieces_is_one_body(gateway: Gateway, customer: Custom
     assert gateway.client.post(gateway.url + PATH, content=pieces, headers=headers).status_code == 200
 
 
+def test_an_answer_to_an_unread_body_ends_the_connection_and_says_so(gateway: Gateway, customer: Customer) -> None:
+    with elsewhere(gateway) as there:
+        for token, length, content_type, close in [
+            ("wrong", 2, "application/json", "close"),
+            (customer.secret, 2, "text/plain", "close"),
+            (customer.secret, 300_000, "application/json", "close"),
+            (customer.secret, 2, "application/json", None),
+        ]:
+            for _ in range(5):
+                answer = there.post(token, b"[" * length, **{"Content-Type": content_type})
+                assert answer.headers.get("connection") == close, answer.text
+        assert "connection" not in there.client.post(there.url + PATH).headers, "without a body none is unread"
+
+
 header_values = st.text(alphabet=st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"))
 odd_headers = st.dictionaries(
     st.sampled_from(
@@ -188,7 +202,9 @@ targets = st.binary(max_size=40).map(lambda tail: b"".join(bytes([byte]) for byt
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tail=targets, header=st.binary(max_size=40), start=st.sampled_from(["/v1/", "/images/", f"{PATH}?", "/wp-json/"]))
+@given(
+    tail=targets, header=st.binary(max_size=40), start=st.sampled_from(["/v1/", "/images/", f"{PATH}?", "/wp-json/"])
+)
 def test_no_bytes_on_the_wire_give_a_server_error_or_html(
     gateway: Gateway, customer: Customer, tail: bytes, header: bytes, start: str
 ) -> None:

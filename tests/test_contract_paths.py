@@ -11,8 +11,25 @@ from tests.contract import SMALL, assert_error, assert_images, assert_request_id
 METHODS = ["GET", "PUT", "PATCH", "DELETE", "TRACE", "BREW"]
 UNKNOWN = [
     *("/wp-json", "/wp-json/", "/wp-json/my-proxy", "/wp-json/my-proxy/v1/", "/wp-json/my-proxy/v1/generate-images"),
-    *(f"{PATH}//", f"{PATH}/x", PATH.replace("generate", "Generate"), PATH.replace("v1", "v2"), f"{PATH}%00", f"{PATH}%0a", f"{PATH}%2f%2f"),
-    *("/wp-json/%ff%fe", "/wp-json/wp/v2/users", "/v1", "/v1/", "/v1/%2e%2e/admin/", "/v1/nothing", "/v1/é", "/images/a"),
+    *(
+        f"{PATH}//",
+        f"{PATH}/x",
+        PATH.replace("generate", "Generate"),
+        PATH.replace("v1", "v2"),
+        f"{PATH}%00",
+        f"{PATH}%0a",
+        f"{PATH}%2f%2f",
+    ),
+    *(
+        "/wp-json/%ff%fe",
+        "/wp-json/wp/v2/users",
+        "/v1",
+        "/v1/",
+        "/v1/%2e%2e/admin/",
+        "/v1/nothing",
+        "/v1/é",
+        "/images/a",
+    ),
 ]
 EXPOSED = {
     *("x-request-id", "retry-after", "ratelimit", "ratelimit-policy", "idempotent-replayed"),

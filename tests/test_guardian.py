@@ -9,39 +9,30 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psycopg
 import pytest
 import redis
 from django.db import connection
-from django.utils.timezone import now
 
 from config.redis import store
 from config.supervisor.valkey import EmbeddedValkey
 from gateway.requestids import make_request_id
 from tests import stack
 from tests.processes import wait_until
-from tokens import issuing, secrets
-from tokens.admission import admission, keys, scripts, settlement
+from tests.scriptcalls import EXACT, NOT_SENT, UNRESOLVED, VOID, Caller, counters, event, generation
+from tokens import issuing
+from tokens.admission import keys
 from tokens.admission.periods import Calendar, open_periods
-from tokens.admission.principal import Principal, locate, read_principal
-from tokens.admission.settlement import Ending
-from tokens.models import Membership, ProxyToken, Tenant
 from usage import drain, guardian, ledger
-from usage.events import UsageEvent
 from usage.models import UsageRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE, NAME = "guardian_template", "guardian_own"
 LEASE = 1.5  # seconds
-ESTIMATE = 1000  # tokens of a call
-RESULT = {"input": None, "output": None, "provider_request_id": "", "latency_ms": 5}
 
 
 def address(name: str) -> str:
@@ -98,101 +89,6 @@ def restart(server: EmbeddedValkey, data: Path | None = None) -> None:
     store().close()
 
 
-@dataclass
-class Caller:
-    """A tenant with one member and one token, and the calls it makes."""
-
-    timezone: str = "UTC"
-    limits: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        slug = f"g{uuid.uuid4().hex[:10]}"
-        self.tenant: Tenant = issuing.create_tenant(slug, slug, self.timezone, limit_texts=self.limits)
-        self.member: Membership = issuing.add_member(self.tenant, f"{slug}@example.com")
-        self.token: ProxyToken
-        self.token, self.secret = issuing.issue_token(self.member, "test")
-        self.shard = keys.shard_of(self.tenant.pk, 16)
-
-    def principal(self, settings: Any) -> Principal:
-        """As a web process reads it."""
-        locator = store().get(keys.locator(secrets.digest(self.secret, settings.TOKEN_PEPPERS[1])))
-        assert isinstance(locator, bytes), "the directory isn't loaded"
-        names = (
-            keys.token(self.shard, self.token.pk),
-            keys.member(self.shard, self.member.pk),
-            keys.tenant(self.shard, self.tenant.pk),
-        )
-        records: list[Any] = [store().hgetall(name) for name in names]
-        return read_principal(locate(locator), *records)
-
-    def call_fields(self, principal: Principal, n: int) -> bytes:
-        fields = {"v": 1, "tenant": self.tenant.pk, "member": self.member.pk, "token": self.token.pk, "n": n}
-        fields |= {"secret": principal.secret, "model": "demo", "size": "512x512", "provider": "sandbox"}
-        day = principal.plan(time.time()).periods.day
-        return msgspec.json.encode({**fields, "estimate": ESTIMATE, "day": day, "address": "192.0.2.1", "agent": ""})
-
-    def admit(self, settings: Any, n: int = 1) -> tuple[str, str, bytes]:
-        """The admit script's word, the request id, and the call as the event will carry it."""
-        principal = self.principal(settings)
-        call = self.call_fields(principal, n)
-        claim = admission.Claim(make_request_id(), n, ESTIMATE, LEASE, call)
-        arguments = admission.command(principal, principal.plan(time.time()), claim, generation(), 1_000)
-        count = arguments[0]
-        reply = scripts.admit().run(store(), arguments[1 : 1 + count], arguments[1 + count :])
-        return reply[0].decode(), claim.request_id, call
-
-    def end(self, request_id: str, call: bytes, kind: str, images: int, tokens: int, reason: str = "") -> bytes:
-        """End a call as exact, void or unresolved."""
-        figures = {"images": images, "charged": tokens, "reported": tokens if kind == "exact" else None}
-        provenance = "reported" if kind == "exact" else "estimated"
-        result = msgspec.json.encode({**RESULT, **figures, "provenance": provenance, "reason": reason})
-        keep = reason != "not_dispatched"
-        ending = Ending(request_id, self.shard, self.tenant.pk, kind, images, tokens, keep, result, call)
-        arguments = settlement.command(ending)
-        reply = scripts.finish().run(store(), arguments[1:6], arguments[6:])
-        return bytes(reply[0])
-
-    def calls(self, settings: Any, *endings: tuple[str, int, int, str]) -> None:
-        """Make one call of two images and end it, each time anew, as the endings say one after the other."""
-        status, request_id, call = self.admit(settings, 2)
-        assert status == "ADMITTED"
-        for kind, images, tokens, reason in endings:
-            assert self.end(request_id, call, kind, images, tokens, reason) == b"DONE"
-
-    def use(self, scope: str, period: str) -> tuple[int, int, int]:
-        """A counter: requests, images, tokens."""
-        number = {"tenant": self.tenant.pk, "member": self.member.pk, "token": self.token.pk}[scope]
-        raw: Any = store().hmget(keys.use(self.shard, f"{scope}:{number}", period), "requests", "images", "tokens")
-        requests, images, tokens = (int(value or 0) for value in raw)
-        return requests, images, tokens
-
-
-EXACT = ("exact", 2, 700, "")
-VOID = ("void", 0, 0, "refused_400")
-NOT_SENT = ("void", 0, 0, "not_dispatched")
-UNRESOLVED = ("unresolved", 2, ESTIMATE, "lease_ended")
-
-
-def generation() -> str:
-    """What the store says; one for all shards."""
-    found = {store().hget(keys.meta(shard), "generation") for shard in range(16)}
-    assert len(found) == 1
-    value = found.pop()
-    return value.decode() if isinstance(value, bytes) else ""
-
-
-def counters() -> dict[str, Any]:
-    """Every use counter with its figures and when it is deleted."""
-    names = sorted(store().scan_iter(match="*:use:*", count=1000))
-    return {
-        name.decode(): (
-            {key.decode(): int(value) for key, value in store().hgetall(name).items()},  # type: ignore[union-attr]
-            store().expiretime(name),
-        )
-        for name in names
-    }
-
-
 def book() -> None:
     """Bring everything into the ledger."""
     drain.drain(claim_after_ms=0)
@@ -206,33 +102,31 @@ def until_rebuilt() -> float:
     return time.time() - begun
 
 
-def test_a_new_store_of_a_new_installation_is_ready_at_once(valkey: EmbeddedValkey, settings: Any) -> None:
+def test_a_new_store_of_a_new_installation_is_ready_at_once(valkey: EmbeddedValkey) -> None:
     assert generation() == ""
     assert guardian.confirm() == "rebuilt"
     assert guardian.confirm() == "confirmed"
-    assert generation().endswith(f":{store().info('server')['run_id']}")  # type: ignore[index]
-    assert Caller().admit(settings)[0] == "ADMITTED"
+    assert generation().endswith(f":{store().info('server')['run_id']}")
+    assert Caller().admit()[0] == "ADMITTED"
 
 
-def test_a_store_that_was_restarted_whole_is_confirmed_under_its_name(valkey: EmbeddedValkey, settings: Any) -> None:
+def test_a_store_that_was_restarted_whole_is_confirmed_under_its_name(valkey: EmbeddedValkey) -> None:
     guardian.confirm()
     caller = Caller(limits=("images:4/day",))
-    caller.calls(settings, EXACT)
+    caller.calls(EXACT)
     book()
     before, counted = generation(), counters()
     restart(valkey)
-    run_id = store().info("server")["run_id"]  # type: ignore[index]
+    run_id = store().info("server")["run_id"]
     assert generation() == before != f"{before.partition(':')[0]}:{run_id}", "nothing but the guardian may vouch for it"
     assert guardian.confirm() == "confirmed"
     assert generation() == f"{before.partition(':')[0]}:{run_id}"
     assert counters() == counted
-    caller.calls(settings, EXACT)
-    assert caller.admit(settings)[0] == "REFUSED"
+    caller.calls(EXACT)
+    assert caller.admit()[0] == "REFUSED"
 
 
-def test_an_emptied_store_admits_nobody_for_a_lease_and_then_knows_all_again(
-    valkey: EmbeddedValkey, settings: Any
-) -> None:
+def test_an_emptied_store_admits_nobody_for_a_lease_and_then_knows_all_again(valkey: EmbeddedValkey) -> None:
     """Every way for a call to end, in three time zones, with quotas of each scope and period."""
     guardian.confirm()
     zones = ("Pacific/Kiritimati", "America/New_York", "Pacific/Pago_Pago")
@@ -241,10 +135,10 @@ def test_an_emptied_store_admits_nobody_for_a_lease_and_then_knows_all_again(
         issuing.set_limits(caller.member, ["images:60/total"])
         issuing.set_limits(caller.token, ["tokens:90000/total", "images:30/month"])
         for endings in ((EXACT,), (VOID,), (NOT_SENT,), (UNRESOLVED,)):
-            caller.calls(settings, *endings)
+            caller.calls(*endings)
         for late in (EXACT, VOID, NOT_SENT):  # corrections in the ledger
-            caller.calls(settings, UNRESOLVED, late)
-        caller.calls(settings, ("exact", 1, 3000, ""))  # fewer images, more tokens than reserved
+            caller.calls(UNRESOLVED, late)
+        caller.calls(("exact", 1, 3000, ""))  # fewer images, more tokens than reserved
     book()
     before, counted = generation(), counters()
     # By token and day: six calls (the two never sent aren't counted); 2 + 2 + 2 + 1 images; 700 + 1000 + 700 + 3000.
@@ -265,7 +159,7 @@ def test_an_emptied_store_admits_nobody_for_a_lease_and_then_knows_all_again(
     assert guardian.confirm() == "confirmed"
     assert counters() == counted
     assert generation().partition(":")[0] != before.partition(":")[0]
-    assert callers[0].admit(settings)[0] == "ADMITTED"
+    assert callers[0].admit()[0] == "ADMITTED"
 
 
 def test_periods_that_are_over_count_where_they_must_and_nowhere_else(valkey: EmbeddedValkey) -> None:
@@ -292,71 +186,37 @@ def test_periods_that_are_over_count_where_they_must_and_nowhere_else(valkey: Em
     assert caller.use("token", f"day:{days[1]}") == (0, 0, 0)
 
 
-def event(caller: Caller, day: dt.date, tokens: int, request_id: str = "") -> UsageEvent:
-    """An exact event of two images, without a receipt."""
-    at = int(dt.datetime.combine(day, dt.time(12), dt.UTC).timestamp() * 1000)
-    earlier = min(at, int((now() - dt.timedelta(minutes=1)).timestamp() * 1000))
-    return UsageEvent(
-        request_id=uuid.UUID(request_id or make_request_id(earlier)),
-        kind="exact",
-        sequence=None,
-        generation=None,
-        tenant=caller.tenant.pk,
-        member=caller.member.pk,
-        token=caller.token.pk,
-        secret=caller.token.secrets.get().pk,
-        model="demo",
-        size="512x512",
-        n=2,
-        provider="sandbox",
-        day=day,
-        address="",
-        agent="",
-        images=2,
-        input_tokens=None,
-        output_tokens=None,
-        reported=tokens,
-        charged=tokens,
-        provenance="reported",
-        provider_request_id="",
-        latency_ms=1,
-        reason="",
-    )
-
-
-def fill_and_roll_back(valkey: EmbeddedValkey, settings: Any, copy: Path) -> Caller:
+def fill_and_roll_back(valkey: EmbeddedValkey, copy: Path) -> Caller:
     """A caller with a quota of six images, all delivered and booked; then the store forgets the last four."""
     guardian.confirm()
     caller = Caller(limits=("images:6/total", "images:6/day"))
-    caller.calls(settings, EXACT)
+    caller.calls(EXACT)
     book()
     shutil.copytree(valkey.folder, copy)
     for _ in range(2):
-        caller.calls(settings, EXACT)
-    assert caller.admit(settings)[0] == "REFUSED"
+        caller.calls(EXACT)
+    assert caller.admit()[0] == "REFUSED"
     book()
     restart(valkey, copy)
     return caller
 
 
-def test_a_store_that_was_rolled_back_is_fenced_and_over_admits_nothing(
-    valkey: EmbeddedValkey, settings: Any, tmp_path: Path
-) -> None:
-    caller = fill_and_roll_back(valkey, settings, tmp_path / "copy")
+def test_a_store_that_was_rolled_back_is_fenced_and_over_admits_nothing(valkey: EmbeddedValkey, tmp_path: Path) -> None:
+    caller = fill_and_roll_back(valkey, tmp_path / "copy")
     assert guardian.confirm() == "fenced"
-    assert caller.admit(settings)[0] == "NOT_READY"
+    assert caller.admit()[0] == "NOT_READY"
     until_rebuilt()
-    assert caller.admit(settings)[0] == "REFUSED"
+    assert caller.admit()[0] == "REFUSED"
     assert images_booked(caller) == 6
 
 
 def test_control_without_the_comparison_a_rolled_back_store_over_admits(
-    valkey: EmbeddedValkey, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    valkey: EmbeddedValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guardian, "_reached", lambda client, name: True)
-    caller = fill_and_roll_back(valkey, settings, tmp_path / "copy")
+    caller = fill_and_roll_back(valkey, tmp_path / "copy")
     assert guardian.confirm() == "confirmed"
-    caller.calls(settings, EXACT)
+    caller.calls(EXACT)
     book()
     assert images_booked(caller) == 8, "of a quota of six"
 

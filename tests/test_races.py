@@ -69,9 +69,9 @@ def four(provider: Path, quick: None) -> Iterator[Gateway]:
         yield Gateway(url, provider, client)
 
 
-def customers_of(scope: str, make_customer: Callable[..., Customer]) -> tuple[Customer, list[str]]:
+def customers_of(scope: str, make_customer: Callable[..., Customer], **fields: str) -> tuple[Customer, list[str]]:
     """A customer with a limit of 100 images a day in that scope, and the secrets of all tokens that share it."""
-    customer = make_customer()
+    customer = make_customer(**fields)
     customer.limit("images:100/day", scope=scope)
     secrets = [customer.secret]
     for number in range(0 if scope == "token" else 7):
@@ -116,8 +116,10 @@ def test_a_limit_admits_exactly_its_amount(scope: str, four: Gateway, make_custo
     check_books([customer])
 
 
-def test_control_reading_then_writing_admits_more(provider: Path, make_customer: Callable[..., Customer]) -> None:
-    customer, (secret,) = customers_of("token", make_customer)
+def test_control_reading_then_writing_admits_more(
+    provider: Path, quick: None, make_customer: Callable[..., Customer]
+) -> None:
+    customer, (secret,) = customers_of("token", make_customer, model="quick")
     with processes.web(provider, 2, application=READ_THEN_WRITE) as (url, _):
         replies = hammer(url, [(secret, 1)] * 260)
     assert sum(row.images for row in rows(customer)) == sum(reply.status == 200 for reply in replies) > 100
@@ -141,16 +143,25 @@ def test_token_quotas_are_never_passed_by_what_calls_really_cost(
     customer = make_customer()
     customer.limit("tokens:30000/day")
     replies = hammer(four.url, [(customer.secret, 1)] * 120)
+    replies += hammer(four.url, [(customer.secret, 1)] * 60, clients=1)  # what settling gave back
     charged = sum(row.charged_tokens for row in rows(customer))
     assert charged == sum(reply.body["usage"]["total_tokens"] for reply in replies if reply.status == 200)
     assert 30000 - 1205 < charged <= 30000  # less than one more call's upper bound is left
+
+
+def is_refused_as_invalid(reply: Reply) -> bool:
+    """403, or 429 since an address may fail to authenticate only so often."""
+    error = reply.body.get("error", {})
+    if reply.status == 429:
+        return "Too many invalid API tokens" in error["message"]
+    return (reply.status, error.get("type")) == (403, "invalid_token")
 
 
 def admitted_after(replies: list[Reply], moment: float) -> int:
     """How many calls that were begun after a moment were not refused as an invalid token."""
     later = [reply for reply in replies if reply.begun > moment]
     assert len(later) > 200
-    return sum(reply.status != 403 for reply in later)
+    return sum(not is_refused_as_invalid(reply) for reply in later)
 
 
 def revoked_while_hammering(url: str, customer: Customer) -> int:
@@ -168,9 +179,7 @@ def test_revocation_is_immediate_on_every_process(four: Gateway, make_customer: 
     customer = make_customer(model="quick")
     assert revoked_while_hammering(four.url, customer) == 0
     replies = hammer(four.url, [(customer.secret, 1)] * 3000)
-    assert {reply.body["error"]["type"] for reply in replies if reply.status == 403} == {"invalid_token"}
-    # The failed authentications of one address are throttled; an admission is neither.
-    assert {reply.status for reply in replies} <= {403, 429}
+    assert all(is_refused_as_invalid(reply) for reply in replies)
     assert in_flight(customer) == 0
 
 

@@ -103,7 +103,7 @@ def test_a_restored_gateway_takes_the_same_tokens_and_counts_on(
     file = tmp_path / "gateway.tar.gz"
     with processes.sandbox(tmp_path / "sandbox", SANDBOX_KEY) as sandbox:
         token = set_up(lost, sandbox)
-        with processes.web(lost.folder, **lost.environment) as (url, _):
+        with processes.web(lost.folder, 1, True, **lost.environment) as (url, _):
             drawn = [draw(url, token) for _ in range(3)]
             assert [answer.status_code for answer in drawn] == [200, 200, 200]
             picture = httpx.get(url + path_of(drawn[0]))
@@ -120,7 +120,7 @@ def test_a_restored_gateway_takes_the_same_tokens_and_counts_on(
         shutil.copytree(tmp_path / "images", new.folder / "images")
         new.secrets = secrets_in(file)
         new.manage("bootstrap")
-        with processes.web(new.folder, **new.environment) as (url, _):
+        with processes.web(new.folder, 1, True, **new.environment) as (url, _):
             again = httpx.get(url + path_of(drawn[0]))
             assert (again.status_code, again.content) == (200, picture.content), "a URL of before still opens"
             answer = draw(url, token)

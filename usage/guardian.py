@@ -7,6 +7,7 @@ is fenced for one full lease, so that every call in flight has ended, then rebui
 """
 
 import logging
+import math
 import time
 import uuid
 from typing import Any
@@ -21,6 +22,7 @@ from tokens import directory
 from tokens.admission import keys
 from tokens.admission.periods import Calendar, open_periods
 from tokens.models import Limit, Period, Tenant
+from usage.drain import drain
 from usage.models import EventReceipt, Kind, UsageRecord
 
 logger = logging.getLogger(__name__)
@@ -48,15 +50,17 @@ def _confirm(client: redis.Redis, wait: bool) -> str:
     run_id = str(client.info("server")["run_id"])
     metas: list[Any] = [client.hmget(keys.meta(shard), "generation", "rebuild_at") for shard in range(settings.SHARDS)]
     generations = {(meta[0] or b"").decode() for meta in metas}
-    name = next(iter(generations)).partition(":")[0]
-    if len(generations) == 1 and name and _reached(client, name):
-        if generations != {f"{name}:{run_id}"}:
+    name, _, confirmed_run = next(iter(generations)).partition(":")
+    if len(generations) == 1 and name:
+        if confirmed_run == run_id:  # what a running server was confirmed with it can't lose without starting again
+            return "confirmed"
+        if _reached(client, name):
             _write(client, f"{name}:{run_id}")
-        return "confirmed"
+            return "confirmed"
     rebuild_at = int(metas[0][1] or 0)
     if not rebuild_at:
         known = UsageRecord.objects.exists() or EventReceipt.objects.exists()
-        rebuild_at = int(time.time() + (settings.LEASE_SECONDS if known and wait else 0))
+        rebuild_at = math.ceil(time.time() + settings.LEASE_SECONDS) if known and wait else int(time.time())
         _fence(client, rebuild_at)
     if wait and time.time() < rebuild_at:
         logger.error("the admission store lost data; it is fenced", extra={"seconds": rebuild_at - int(time.time())})
@@ -94,7 +98,12 @@ def _fence(client: redis.Redis, rebuild_at: int) -> None:
 
 
 def rebuild(client: redis.Redis) -> None:
-    """Load the directory and the counters of every open period from PostgreSQL; the store is fenced meanwhile."""
+    """Load the directory and the counters of every open period from PostgreSQL; the store is fenced meanwhile.
+
+    The usage events that wait in the store are booked first: the counters are made from the ledger.
+    """
+    while drain(claim_after_ms=0):
+        pass
     directory.load_all()
     for tenant in Tenant.objects.all():
         _load_counters(client, tenant)

@@ -1,4 +1,7 @@
-"""`python -m config.supervisor`: run the whole stack on `DATA` and `PORT` until Ctrl-C or SIGTERM."""
+"""`python -m config.supervisor`: run the whole stack on `DATA` and `PORT` until Ctrl-C or SIGTERM.
+
+`DEMO=no` leaves out the demo tenant and the sandbox provider, so that the database stays empty for a restore.
+"""
 
 import os
 import resource
@@ -15,6 +18,7 @@ from config.supervisor.report import say
 from config.supervisor.stack import Stack
 
 OPEN_FILES = 65_536
+SETTLING_SECONDS = 30.0
 SAME_SIGNAL_SECONDS = 1.0  # `kill` of a process group reaches us twice: `make` passes SIGTERM on
 
 
@@ -60,11 +64,11 @@ def main() -> int:
     stack: Stack | None = None
     status = 0
     try:
-        port = read_port()
+        port, demo, web_seconds = read_port(), read_demo(), read_web_seconds()
         raise_file_limit()
         datafolder.prepare(data)
         datafolder.claim(data, say)
-        stack = Stack(data, port)
+        stack = Stack(data, port, demo=demo, web_seconds=web_seconds)
         stack.start()
         stack.watch(parent_gone)
     except StopRequested:
@@ -85,6 +89,26 @@ def read_port() -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65_535:
         raise StartError(f"PORT must be a number from 1 to 65535, not {text!r}.")
     return int(text)
+
+
+def read_demo() -> bool:
+    """`DEMO`, yes unless set. Raises StartError for anything but yes or no."""
+    text = os.environ.get("DEMO") or "yes"
+    if text not in {"yes", "no"}:
+        raise StartError(f"DEMO must be yes or no, not {text!r}.")
+    return text == "yes"
+
+
+def read_web_seconds() -> float:
+    """How long calls in flight may take to end: what the provider may take, and some time for settling.
+
+    Raises StartError when `UPSTREAM_DEADLINE` is no number.
+    """
+    text = os.environ.get("UPSTREAM_DEADLINE") or "300"
+    try:
+        return float(text) + SETTLING_SECONDS
+    except ValueError as exc:
+        raise StartError(f"UPSTREAM_DEADLINE must be a number, not {text!r}.") from exc
 
 
 def raise_file_limit() -> None:

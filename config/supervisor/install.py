@@ -16,32 +16,45 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 OLDEST = (3, 11)
+LARGEST = "dev"  # its file pins every package of the others at the same version
 
 
 def main(name):  # type: (str) -> None
     """Install `requirements/<name>.txt`, if that very file isn't installed yet; exit with a sentence if that fails."""
-    requirements = ROOT / "requirements" / (name + ".txt")
-    stamp = ENVIRONMENT / ("installed-" + name)
-    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    if is_installed(stamp, wanted):
+    if is_installed(name) or is_installed(LARGEST):
         return
     refuse_unfit_python()
     lock = os.open(str(ROOT), os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)  # two first starts side by side would write into each other's files
-    if is_installed(stamp, wanted):
+    if is_installed(name) or is_installed(LARGEST):
         return
     if not works(["-m", "pip", "--version"]):
         print("Creating .venv.", flush=True)
         run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], "The virtual environment can't be created.")
     print("Installing requirements/" + name + ".txt into .venv; the first time takes a minute or two.", flush=True)
     install = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
-    run([*install, "-r", str(requirements)], "The packages can't be installed; the reason stands above.")
-    stamp.write_text(wanted)
+    run([*install, "-r", str(requirements(name))], "The packages can't be installed; the reason stands above.")
+    stamp(name).write_text(wanted(name))
 
 
-def is_installed(stamp, wanted):  # type: (Path, str) -> bool
-    """Whether the stamp names the wanted hash and the environment's Python still runs."""
-    return stamp.exists() and stamp.read_text() == wanted and works(["-c", ""])
+def requirements(name):  # type: (str) -> Path
+    """The file of pinned packages."""
+    return ROOT / "requirements" / (name + ".txt")
+
+
+def stamp(name):  # type: (str) -> Path
+    """The file that tells which requirements were installed."""
+    return ENVIRONMENT / ("installed-" + name)
+
+
+def wanted(name):  # type: (str) -> str
+    """What the stamp holds when the requirements as they are now were installed."""
+    return hashlib.sha256(requirements(name).read_bytes()).hexdigest()
+
+
+def is_installed(name):  # type: (str) -> bool
+    """Whether the stamp is that of these very requirements, and the environment's Python still runs."""
+    return stamp(name).exists() and stamp(name).read_text() == wanted(name) and works(["-c", ""])
 
 
 def works(arguments):  # type: (list[str]) -> bool

@@ -1,7 +1,7 @@
 """Everything that `manage.py` has to do before the first request, in one process: starting Python costs most.
 
 Run as `python -m config.supervisor.prepare`, with the options of `manage.py demo`, whose output is all that
-standard output carries.
+standard output carries; without any option no demo tenant is made.
 """
 
 import sys
@@ -12,12 +12,13 @@ from django.core.management import CommandError, call_command
 
 
 def main(demo_options: list[str]) -> None:
-    """Migrate, collect the static files, prepare the stores, and make the demo tenant. Safe to repeat."""
+    """Migrate, collect the static files, prepare the stores, and make the demo tenant if asked. Safe to repeat."""
     django.setup()
     call_command("migrate", interactive=False, stdout=sys.stderr)
     call_command("collectstatic", interactive=False, verbosity=0)
     call_command("bootstrap", stdout=sys.stderr)
-    call_command("demo", *demo_options)
+    if demo_options:
+        call_command("demo", *demo_options)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,14 @@ def sandbox(data: Path, environment: Mapping[str, str], port: int) -> Program:
 
 
 def preparation(data: Path, sandbox_url: str) -> list[str]:
-    """The command that brings the database up to date and prints the demo tenant's details as JSON."""
-    command = [sys.executable, "-m", "config.supervisor.prepare", "--sandbox-url", sandbox_url]
+    """The command that brings the database up to date.
+
+    With a sandbox's URL it makes the demo tenant, too, and prints its details as JSON; an empty URL leaves it out.
+    """
+    command = [sys.executable, "-m", "config.supervisor.prepare"]
+    if not sandbox_url:
+        return command
+    command += ["--sandbox-url", sandbox_url]
     command += ["--sandbox-key-file", str(secretfiles.path(data, "sandbox_key"))]
     command += ["--admin-password-file", str(secretfiles.path(data, "admin_password"))]
     token = secretfiles.path(data, "demo_token")

@@ -1,7 +1,9 @@
 """What the person who typed `make run` sees, and `demo.json`, which says the same to scripts."""
 
 import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -59,9 +61,26 @@ def parse(output: str, url: str, admin_password: str) -> Demo:
         raise StartError("The demo tenant could not be made: `manage.py demo` gave no details.") from exc
 
 
-def write(data: Path, demo: Demo) -> None:
+def without_demo(url: str) -> Mapping[str, object]:
+    """What `demo.json` holds when there is no demo tenant: the addresses alone."""
+    return {"url": url, "endpoint": url + ENDPOINT, "admin": {"url": f"{url}/admin/"}}
+
+
+def write(data: Path, details: Mapping[str, object]) -> None:
     """Write `demo.json`, readable by the owner alone. Its appearance means: ready."""
-    write_private(data / "demo.json", json.dumps(demo, indent=1) + "\n")
+    write_private(data / "demo.json", json.dumps(details, indent=1) + "\n")
+
+
+def text_without_demo(data: Path, url: str) -> str:
+    """The lines at the end of a start with `DEMO=no`."""
+    return f"""
+The gateway is ready, without the demo tenant and the sandbox provider.
+
+  Admin   {url}/admin/   make yourself a login:
+
+DATA={shlex.quote(str(data))} .venv/bin/python manage.py createsuperuser
+
+The addresses for scripts: {data / "demo.json"}. Logs: {data / "logs"}. Ctrl-C stops everything."""
 
 
 def text(data: Path, demo: Demo) -> str:

@@ -16,7 +16,8 @@ from config.supervisor.report import say
 from config.supervisor.service import Plain, Runnable, Service, describe
 from config.supervisor.valkey import EmbeddedValkey
 
-SECRETS = ("secret_key", "token_peppers", "encryption_keys", "sandbox_key", "admin_password")
+SECRETS = ("secret_key", "token_peppers", "encryption_keys")
+DEMO_SECRETS = ("sandbox_key", "admin_password")
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.2
 LOG_BYTES = 10_000_000
@@ -29,16 +30,18 @@ class Stack:
     Args:
         data: the data folder, absolute.
         port: the web server's port on 127.0.0.1.
+        demo: whether there is a demo tenant, and the sandbox provider that draws for it.
+        web_seconds: how long a stop waits for calls in flight.
     """
 
-    def __init__(self, data: Path, port: int) -> None:
+    def __init__(self, data: Path, port: int, *, demo: bool, web_seconds: float) -> None:
         self.data = data
         self.port = port
+        self.demo = demo
         self.services: list[Service] = []
         self._run_file = runfile.new(data, os.getpid())
         self._began = False
-        # Calls in flight end within the deadline of the upstream call; the rest is for settling them.
-        self._web_seconds = float(os.environ.get("UPSTREAM_DEADLINE") or 300) + 30
+        self._web_seconds = web_seconds
 
     def start(self) -> None:
         """Start everything and return when the gateway admits requests.
@@ -56,17 +59,18 @@ class Stack:
         self._run_file.environment = variables.for_run_file(self.data, self.port, servers)
         self._run_file.write()
         environment = variables.for_children(self._run_file.environment)
-        sandbox_port = free_port()
-        sandbox = self._run(Plain(programs.sandbox(self.data, environment, sandbox_port), self._run_file.record))
-        demo = self._prepare_database(environment, f"http://127.0.0.1:{sandbox_port}")
-        self._wait_for(sandbox, lambda: why_not_listening(sandbox_port))
+        demo = self._prepare_with_demo(environment) if self.demo else None
+        if demo is None:
+            say("Preparing the database.")
+            self._prepare_database(environment, sandbox_url="")
         say("Starting the worker and the web server.")
         self._run(Plain(programs.worker(self.data, environment), self._run_file.record))
         refuse_taken_port(self.port)
         web = self._run(Plain(programs.web(self.data, environment, self.port), self._run_file.record))
         self._wait_for(web, lambda: why_not_ready(self.port))
-        report.write(self.data, demo)
-        say(report.text(self.data, demo))
+        url = variables.public_url(self.port)
+        report.write(self.data, demo or report.without_demo(url))
+        say(report.text(self.data, demo) if demo else report.text_without_demo(self.data, url))
 
     def watch(self, parent_gone: Callable[[], bool]) -> None:
         """Keep every service running; return when `parent_gone` says that nobody is left to serve."""
@@ -112,7 +116,8 @@ class Stack:
 
     def _prepare_folders(self) -> None:
         database_exists = (self.data / "postgres").exists() and not variables.is_external("DATABASE_URL")
-        secretfiles.ensure(self.data, *SECRETS, database_exists=database_exists)
+        names = (*SECRETS, *DEMO_SECRETS) if self.demo else SECRETS
+        secretfiles.ensure(self.data, *names, database_exists=database_exists)
         (self.data / "demo.json").unlink(missing_ok=True)  # its appearance means: ready
         shutil.rmtree(self.data / "metrics", ignore_errors=True)  # figures of processes that are gone
         for name in ("logs", "metrics", "sandbox"):
@@ -143,8 +148,19 @@ class Stack:
             self._run_file.postgres_data = str((self.data / "postgres").resolve())
         return urls
 
-    def _prepare_database(self, environment: dict[str, str], sandbox_url: str) -> report.Demo:
+    def _prepare_with_demo(self, environment: dict[str, str]) -> report.Demo:
+        port = free_port()
+        sandbox = self._run(Plain(programs.sandbox(self.data, environment, port), self._run_file.record))
         say("Preparing the database and the demo tenant.")
+        output = self._prepare_database(environment, f"http://127.0.0.1:{port}")
+        password = secretfiles.read(self.data, "admin_password")
+        demo = report.parse(output, variables.public_url(self.port), password)
+        secretfiles.write_private(secretfiles.path(self.data, "demo_token"), demo["token"] + "\n")
+        self._wait_for(sandbox, lambda: why_not_listening(port))
+        return demo
+
+    def _prepare_database(self, environment: dict[str, str], sandbox_url: str) -> str:
+        """Run the preparation; returns what it printed."""
         log = self.data / "logs" / "prepare.log"
         with log.open("ab") as errors:
             done = subprocess.run(
@@ -159,10 +175,7 @@ class Stack:
             )
         if done.returncode != 0:
             raise StartError(f"The database could not be prepared:\n{processes.last_lines(log)}")
-        password = secretfiles.read(self.data, "admin_password")
-        demo = report.parse(done.stdout.decode(), variables.public_url(self.port), password)
-        secretfiles.write_private(secretfiles.path(self.data, "demo_token"), demo["token"] + "\n")
-        return demo
+        return done.stdout.decode()
 
     def _run(self, runnable: Runnable) -> Service:
         service = Service(runnable)

@@ -42,6 +42,7 @@ def for_run_file(data: Path, port: int, servers: Mapping[str, str]) -> dict[str,
         **{name: str(secretfiles.path(data, secret)) for name, secret in SECRET_FILES.items()},
         "PUBLIC_URL": public,
         "ALLOWED_HOSTS": ",".join(hosts),
+        "STATIC_ROOT": str(data / "static"),  # where the web server is told to look
         "PROMETHEUS_MULTIPROC_DIR": str(data / "metrics"),
     }
     for name in ("DATABASE_URL", "REDIS_URL"):
@@ -53,7 +54,13 @@ def for_run_file(data: Path, port: int, servers: Mapping[str, str]) -> dict[str,
 def for_children(run_file: Mapping[str, str]) -> dict[str, str]:
     """What a child gets: our own environment and, over it, the stack's.
 
-    Left out: what other programs in the same terminal mean something else by (`DEBUG`, `GRANIAN_*`).
+    Left out: what other programs in the same terminal mean something else by (`DEBUG`, `GRANIAN_*`), and values that
+    would take the place of the data folder's own secrets here, yet not for `manage.py` in another terminal.
     """
-    ours = {name: value for name, value in os.environ.items() if name != "DEBUG" and not name.startswith("GRANIAN_")}
+    secrets = {name.removesuffix("_FILE") for name in SECRET_FILES}
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DEBUG" and name not in secrets and not name.startswith("GRANIAN_")
+    }
     return {**ours, **run_file, "DJANGO_SETTINGS_MODULE": "config.settings", "PYTHONUNBUFFERED": "1"}

@@ -1,3 +1,4 @@
 """The admin's pages about providers, their keys and models, and the page that people land on."""
 
 from gateway.admin import catalogpages as catalogpages
+from gateway.admin import dashboard as dashboard

@@ -47,7 +47,8 @@ class KeyForm(ModelForm):  # type: ignore[type-arg]
         """Encrypt a new key."""
         if self.instance.pk is None:
             self.instance.encrypted = encrypt(self.cleaned_data["key"])
-        return super().save(commit)
+        saved: ProviderKey = super().save(commit)
+        return saved
 
 
 class SizesField(forms.CharField):
@@ -94,7 +95,7 @@ class CatalogModelForm(ModelForm):  # type: ignore[type-arg]
 
     def clean_upstream_name(self) -> str:
         """The same name unless told otherwise."""
-        return self.cleaned_data["upstream_name"] or self.cleaned_data.get("name", "")
+        return str(self.cleaned_data["upstream_name"] or self.cleaned_data.get("name", ""))
 
     def _get_validation_exclusions(self) -> set[str]:
         """The rule of one default is kept by moving it, so it isn't held against the form."""
@@ -114,6 +115,8 @@ class OfferedModelForm(CatalogModelForm):
         super().__init__(*args, **kwargs)
         if self.instance.pk is not None:
             self.initial["sizes"] = {row.size: row.most_tokens for row in self.instance.sizes.all()}
+        else:
+            self.initial["default"] = not Model.objects.filter(default=True).exists()
 
 
 class OfferedModelFormSet(PaginationInlineFormSet):

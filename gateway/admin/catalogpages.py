@@ -27,6 +27,7 @@ class KeyInline(TabularInline):
     form = KeyForm
     fields = ("label", "key", "active")
     extra = 0
+    verbose_name = "key"
     verbose_name_plural = "keys (the newest active one is used)"
 
     def get_min_num(self, request: HttpRequest, obj: object = None, **kwargs: Any) -> int:
@@ -86,6 +87,7 @@ class SizeInline(TabularInline):
 
     model = ModelSize
     extra = 0
+    verbose_name = "size"
     verbose_name_plural = "sizes, each with the most tokens that one image of it can cost"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from django.conf import settings
+from django.contrib import admin
 from django.db.models import Sum
 from django.http import HttpRequest
 from django.utils.timezone import now
@@ -20,6 +21,9 @@ TENANTS_SHOWN = 12
 ONE_DAY = dt.timedelta(days=1)
 CENT = Decimal("0.01")
 METRICS = ("requests", "images", "tokens")
+
+
+admin.site.index_title = "Today"
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:

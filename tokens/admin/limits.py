@@ -36,11 +36,12 @@ class LimitForm(ModelForm):  # type: ignore[type-arg]
 class LimitFormSet(PaginationInlineFormSet):
     """The limits of one scope: each metric and period once."""
 
-    def _construct_form(self, i: int, **kwargs: Any) -> Any:
-        form = super()._construct_form(i, **kwargs)
+    def full_clean(self) -> None:
+        """A new scope has its tenant only now; otherwise its limits would seem to belong to none."""
         if not isinstance(self.instance, Tenant):
-            form.instance.tenant_id = self.instance.tenant_id
-        return form
+            for form in self.forms:
+                form.instance.tenant_id = self.instance.tenant_id
+        super().full_clean()
 
     def clean(self) -> None:
         """Refuse a limit that is there already. The scope's row is locked, so nobody adds it meanwhile."""

@@ -61,7 +61,8 @@ class MemberForm(ModelForm):  # type: ignore[type-arg]
         self.instance.user, _ = User.objects.get_or_create(
             email=self.cleaned_data["email"], defaults={"password": make_password(None)}
         )
-        return super().save(commit)
+        saved: Membership = super().save(commit)
+        return saved
 
 
 class MemberFormSet(PaginationInlineFormSet):
@@ -126,7 +127,7 @@ class MemberAdmin(ScopeAdmin):
     list_select_related = ("tenant", "user")
     search_fields = ("user__email", "tenant__slug", "tenant__name")
     autocomplete_fields = ("tenant",)
-    fieldsets = ((None, {"fields": (("user", "tenant"), ("shown_status", "created_at"))}),)
+    fieldsets = ((None, {"fields": (("user", "tenant"), ("status", "created_at"))}),)
     add_fieldsets = ((None, {"fields": ("tenant", "email")}),)
     inlines = (LimitInline,)
     actions_detail = ("issue", "suspend", "activate")
@@ -139,7 +140,7 @@ class MemberAdmin(ScopeAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
         """A member stays who it is, in its tenant."""
-        return ("user", "tenant", "shown_status", "created_at") if obj is not None else ()
+        return ("user", "tenant", "status", "created_at") if obj is not None else ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Membership]:
         """With the number of tokens."""
@@ -189,7 +190,7 @@ class MemberAdmin(ScopeAdmin):
             carry_out,
             title=f"Suspend {member.user.email}?",
             text="Its tokens stop working at once. Activating it lets them work again.",
-            submit="Suspend",
+            submit_text="Suspend",
             danger=True,
         )
 
@@ -209,5 +210,5 @@ class MemberAdmin(ScopeAdmin):
             carry_out,
             title=f"Activate {member.user.email}?",
             text="Its tokens work again, unless they are revoked or expired.",
-            submit="Activate",
+            submit_text="Activate",
         )

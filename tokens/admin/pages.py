@@ -47,7 +47,7 @@ class ScopeAdmin(ModelAdmin):
     def summary(self, scope: Scope) -> dict[str, Any]:
         """The context of the panel above the form."""
         try:
-            return {"use": read_use(scope), "scope_kind": scope.KIND.value}
+            return {"use": read_use(scope), "scope_kind": scope.entry().kind.value}
         except StoreUnavailable:
             return {"store_away": True}
 
@@ -73,7 +73,7 @@ class ScopeAdmin(ModelAdmin):
         form_class: type[forms.Form] = forms.Form,
         **texts: Any,
     ) -> HttpResponse:
-        """Ask first, act on POST only. `texts`: title, text, submit, and danger for what ends a right to call.
+        """Ask first, act on POST only. `texts`: title, text, submit_text, and danger for what ends a right to call.
 
         `carry_out` gets the valid form, outside of any transaction; what it raises as Refused or StoreUnavailable is
         shown. It returns the answer, or None to go back to the page.

@@ -36,7 +36,7 @@ class UserForm(UserChangeForm):
 
 
 @admin.register(User)
-class PersonAdmin(DjangoUserAdmin, ModelAdmin):
+class PersonAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg]
     """People and their passwords."""
 
     form = UserForm
@@ -65,7 +65,7 @@ class PersonAdmin(DjangoUserAdmin, ModelAdmin):
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         """Say in plain words what an administrator is."""
-        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        field: Any = super().formfield_for_dbfield(db_field, request, **kwargs)
         if db_field.name == "is_superuser":
             field.label, field.help_text = "Administrator", "Signs in here and may see and change everything."
         return field

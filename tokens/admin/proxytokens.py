@@ -40,7 +40,7 @@ class ProxyTokenAdmin(ScopeAdmin):
     autocomplete_fields = ("tenant",)
     formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
     add_fieldsets = ((None, {"fields": (("tenant", "email"), ("name", "expires"), "networks")}),)
-    fieldsets = ((None, {"fields": (("tenant", "member"), "name", "expires_at", "networks")}),)
+    fieldsets = ((None, {"fields": ("name", "expires_at", "networks")}),)
     inlines = (LimitInline,)
     actions_detail = ("rotate", "end_grace", "revoke")
 
@@ -49,10 +49,6 @@ class ProxyTokenAdmin(ScopeAdmin):
         if obj is None:
             kwargs["form"] = IssueForm
         return super().get_form(request, obj, change, **kwargs)
-
-    def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
-        """A token stays with its member."""
-        return ("tenant", "member") if obj is not None else ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ProxyToken]:
         """With all that its status is made of."""
@@ -92,6 +88,17 @@ class ProxyTokenAdmin(ScopeAdmin):
         }
 
     # Issuing
+
+    def add_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """The form for a new token: one at a time, since its secret is shown next."""
+        kwargs["extra_context"] = {
+            **(kwargs.get("extra_context") or {}),
+            "title": "Issue a token",
+            "show_save_and_continue": False,
+            "show_save_and_add_another": False,
+        }
+        response: HttpResponse = super().add_view(request, *args, **kwargs)
+        return response
 
     def save_model(self, request: HttpRequest, obj: ProxyToken, form: Any, change: bool) -> None:
         """Save; a new one is issued by the verb that the command line uses."""
@@ -147,7 +154,7 @@ class ProxyTokenAdmin(ScopeAdmin):
             RotateForm,
             title=f"Rotate {token.name}",
             text="The token gets a new secret, shown once. It stays the same token: limits, use and books go on.",
-            submit="Make a new secret",
+            submit_text="Make a new secret",
         )
 
     @action(description="End grace", icon="timer_off", url_path="end-grace", permissions=["change"])
@@ -166,7 +173,7 @@ class ProxyTokenAdmin(ScopeAdmin):
             carry_out,
             title=f"End the grace of {token.name}?",
             text="Clients that still use the old secret are refused from then on.",
-            submit="End the old secret",
+            submit_text="End the old secret",
             danger=True,
         )
 
@@ -191,7 +198,7 @@ class ProxyTokenAdmin(ScopeAdmin):
             RevokeForm,
             title=f"Revoke {token.name}?",
             text="From its next call on it is refused, on every process. This is final: it can't be made active again.",
-            submit="Revoke for good",
+            submit_text="Revoke for good",
             danger=True,
         )
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
 from config.redis import store
-from tokens import directory, issuing, records
+from tokens import issuing, records
 from tokens.admission import keys, scripts
 from tokens.admission.admission import standing_command
 from tokens.admission.periods import Calendar, open_periods
 from tokens.admission.principal import LimitRecord, Plan, Principal, ScopedLimit
 from tokens.issuing import Scope
 from tokens.models import Limit, Membership, Metric, Period, ProxyToken, Tenant
+from tokens.scripts import answered
 
 METRICS = ("requests", "images", "tokens")
 FIELDS = (*METRICS, *(f"reserved_{metric}" for metric in METRICS))
@@ -92,7 +93,7 @@ def read_use(scope: Scope) -> Use:
     shard, periods = principal.shard, plan.periods
     counters = {"today": f"day:{periods.day}", "this month": f"month:{periods.month}"}
     own = _name(scope)
-    with directory.answered():
+    with answered():
         pipeline = store().pipeline(transaction=True)
         for period in counters.values():
             pipeline.hmget(keys.use(shard, own, period), FIELDS)
@@ -121,7 +122,7 @@ def today_of(tenants: Iterable[Tenant]) -> dict[int, Figures]:
     """Today's figures of each tenant, by its id, on its own calendar. Raises StoreUnavailable."""
     now = time.time()
     listed = list(tenants)
-    with directory.answered():
+    with answered():
         pipeline = store().pipeline(transaction=False)
         for tenant in listed:
             day = open_periods(_calendar(tenant), now).day
@@ -173,7 +174,7 @@ def _record(limit: Limit) -> LimitRecord:
 
 
 def _kind(scope: Scope) -> str:
-    return str(scope.KIND.value)
+    return str(scope.entry().kind.value)
 
 
 def _name(scope: Scope) -> str:
@@ -208,5 +209,5 @@ def _resets(limit: Limit, reset: int, now: float, zone: ZoneInfo) -> str:
         return "never resets"
     if limit.period in {Period.DAY, Period.MONTH}:
         at = dt.datetime.fromtimestamp(round(now + reset / 1_000_000), zone)
-        return f"resets {at:%d %b %Y, %H:%M} {at.tzname()}"
+        return f"resets {at.day} {at:%b %Y, %H:%M} {at.tzname()}"
     return f"whole again in {-(-reset // 1_000_000)} s" if reset else "whole"

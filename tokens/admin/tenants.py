@@ -41,14 +41,14 @@ class TenantAdmin(ScopeAdmin):
         """A new tenant is active from the start."""
         names: list[Any] = [("name", "slug"), ("timezone", "model"), "origins"]
         if obj is not None:
-            names.append(("shown_status", "created_at"))
+            names.append(("status", "created_at"))
             if obj.next_timezone:
                 names.append(("next_timezone", "next_timezone_from"))
         return ((None, {"fields": names}),)
 
     def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
         """Commands and reports name it by its short name."""
-        fixed = ("slug", "shown_status", "created_at", "next_timezone", "next_timezone_from")
+        fixed = ("slug", "status", "created_at", "next_timezone", "next_timezone_from")
         return fixed if obj is not None else ()
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ class TenantAdmin(ScopeAdmin):
             at = obj.next_timezone_from.astimezone(zoneinfo.ZoneInfo(obj.timezone))
             self.message_user(
                 request,
-                f"{obj.next_timezone} begins on {at:%d %b %Y} with the next month; until then days are {obj.timezone}.",
+                f"{obj.next_timezone} begins with the next month, on {at.day} {at:%b %Y}. Until then it is {obj.timezone}.",
                 messages.INFO,
             )
 
@@ -146,7 +146,7 @@ class TenantAdmin(ScopeAdmin):
             carry_out,
             title=f"Suspend {tenant}?",
             text="None of its tokens works from then on. Activating it lets them work again.",
-            submit="Suspend",
+            submit_text="Suspend",
             danger=True,
         )
 
@@ -166,7 +166,7 @@ class TenantAdmin(ScopeAdmin):
             carry_out,
             title=f"Activate {tenant}?",
             text="Its tokens work again, unless they are revoked or expired or their member is suspended.",
-            submit="Activate",
+            submit_text="Activate",
         )
 
 

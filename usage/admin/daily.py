@@ -39,14 +39,14 @@ class DailyUsageAdmin(ReadOnlyAdmin):
     """What each token used of a model on a day. Unresolved calls stand apart and are not invoiced."""
 
     list_display = (
-        "booked_day",
+        "day",
         "tenant",
         "email",
         "token_name",
         "model",
-        "requests",
-        "images",
-        "charged_tokens",
+        "calls",
+        "pictures",
+        "charged",
         "shown_cost",
         "shown_unresolved",
     )
@@ -73,6 +73,26 @@ class DailyUsageAdmin(ReadOnlyAdmin):
         "voided_requests": "voided_requests",
         "unpriced_requests": "unpriced_requests",
     }
+
+    @display(ordering="booked_day")
+    def day(self, row: DailyUsage) -> str:
+        """The tenant's day on which it counts."""
+        return row.booked_day.isoformat()
+
+    @display(ordering="requests")
+    def calls(self, row: DailyUsage) -> str:
+        """Calls that ended exactly."""
+        return f"{row.requests:,}"
+
+    @display(description="images", ordering="images")
+    def pictures(self, row: DailyUsage) -> str:
+        """Images delivered."""
+        return f"{row.images:,}"
+
+    @display(description="tokens", ordering="charged_tokens")
+    def charged(self, row: DailyUsage) -> str:
+        """Tokens charged."""
+        return f"{row.charged_tokens:,}"
 
     @display(description="member", ordering="member__user__email")
     def email(self, row: DailyUsage) -> str:

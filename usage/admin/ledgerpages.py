@@ -17,7 +17,7 @@ from unfold.decorators import display
 from usage.admin.daily import ModelFilter
 from usage.admin.readonly import ReadOnlyAdmin
 from usage.exports import plain
-from usage.models import QuarantinedEvent, UsageRecord
+from usage.models import Kind, Provenance, QuarantinedEvent, UsageRecord
 
 KIND_COLOURS = {"exact": "success", "void": "default", "unresolved": "warning", "correction": "info"}
 ZONES = dt.timedelta(hours=15)  # a tenant's day begins and ends less than this from the same day of UTC
@@ -54,16 +54,16 @@ class UsageRecordAdmin(ReadOnlyAdmin):
     """The ledger, newest first."""
 
     list_display = (
-        "at",
+        "when",
         "shown_kind",
         "tenant",
         "token_name",
         "model",
         "size",
-        "images",
-        "charged_tokens",
+        "pictures",
+        "charged",
         "shown_cost",
-        "provenance",
+        "remark",
     )
     list_filter = (
         ("tenant", AutocompleteSelectFilter),
@@ -117,6 +117,27 @@ class UsageRecordAdmin(ReadOnlyAdmin):
             return queryset.filter(request_id=uuid.UUID(search_term.strip())), False
         except ValueError:
             return queryset.none(), False
+
+    @display(description="at (UTC)")
+    def when(self, row: UsageRecord) -> SafeString:
+        """When the call came in."""
+        return format_html('<span class="gw-when">{}</span>', f"{row.at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}")
+
+    @display(description="images")
+    def pictures(self, row: UsageRecord) -> str:
+        """Images delivered."""
+        return f"{row.images:,}"
+
+    @display(description="tokens")
+    def charged(self, row: UsageRecord) -> str:
+        """Tokens charged."""
+        return f"{row.charged_tokens:,}"
+
+    @display(description="", label={"note": "warning"})
+    def remark(self, row: UsageRecord) -> tuple[str, str] | None:
+        """Where the charged tokens come from, unless the provider reported them."""
+        usual = row.kind == Kind.VOID or row.provenance == Provenance.REPORTED
+        return None if usual else ("note", row.provenance)
 
     @display(description="kind", label=KIND_COLOURS)
     def shown_kind(self, row: UsageRecord) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from itertools import chain, islice
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.core.paginator import Page
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 from unfold.admin import ModelAdmin
@@ -17,24 +16,12 @@ from usage.exports import write_csv
 ROWS_A_PIECE = 500
 
 
-class UncountedPaginator(InfinitePaginator):
-    """Pages without a count over the table: "next" is offered when one more row than the page holds was found."""
-
-    def page(self, number: Any) -> Page:
-        """One page, read with a single query."""
-        number = self.validate_number(number)
-        start = (number - 1) * self.per_page
-        rows = list(self.object_list[start : start + self.per_page + 1])
-        self.more = len(rows) > self.per_page
-        return Page(rows[: self.per_page], number, self)
-
-
 class ReadOnlyAdmin(ModelAdmin):
     """A list of rows to look at and to download, by the filters in force. `csv_columns`: heading -> lookup."""
 
     csv_columns: dict[str, str] = {}
     csv_name = "usage"
-    paginator = UncountedPaginator
+    paginator = InfinitePaginator  # never counts
     show_full_result_count = False
     list_filter_submit = True
     list_disable_select_all = True  # would have to count
@@ -101,6 +88,6 @@ def write_pieces(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Ite
 
 async def in_pieces(pieces: Iterator[str]) -> AsyncIterator[str]:
     """The same for ASGI, which would otherwise gather everything before it sends. Each piece is read in the thread."""
-    step = sync_to_async(next)
-    while (piece := await step(pieces, None)) is not None:
+    step = sync_to_async(lambda: next(pieces, None))
+    while (piece := await step()) is not None:
         yield piece

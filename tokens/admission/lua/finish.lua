@@ -14,7 +14,8 @@ local STATES = {exact = 'SETTLED', void = 'VOIDED', unresolved = 'EXPIRED'}
 local TTL = {exact = 3600, void = 3600, unresolved = 259200}
 local now = now_us()
 
-local reservation = redis.call('HMGET', KEYS[1], 'state', 'images', 'tokens', 'lease_end', 'held', 'call', 'idempotency')
+local reservation = redis.call('HMGET', KEYS[1], 'state', 'images', 'tokens', 'lease_end', 'held', 'call', 'idempotency',
+  'admitted')
 local state, held, call = reservation[1], reservation[5], reservation[6]
 local late = state == 'EXPIRED' and kind ~= 'unresolved'
 if state and state ~= 'RESERVED' and not late then
@@ -43,14 +44,15 @@ local function settle_uses(uses, estimate)
   end
 end
 
--- Give back what a rate was charged too much, never beyond now. Delivered images and requests made stay counted.
+-- Give back what a rate was charged too much, less the time since then: so much may have run off already, and giving
+-- it back a second time would let more than the burst pass. Delivered images and requests made stay counted.
 local function refund_rates(rates, estimate)
   local charged = {keep, kind == 'void' and 0 or estimate[2], tokens}
   for _, rate in ipairs(rates) do
-    local back = (estimate[rate[2]] - charged[rate[2]]) * rate[3]
-    local tat = back ~= 0 and tonumber(redis.call('GET', rate[1]) or '0') or 0
-    if tat > now then
-      tat = math.max(now, tat - back)
+    local over = (estimate[rate[2]] - charged[rate[2]]) * rate[3]
+    local back = over > 0 and math.max(0, over - (now - tonumber(reservation[8]))) or over
+    if back ~= 0 then
+      local tat = math.max(now, math.max(now, tonumber(redis.call('GET', rate[1]) or '0')) - back)
       redis.call('SET', rate[1], int(tat), 'PXAT', int(math.ceil(tat / 1000) + 1000))
     end
   end
@@ -83,8 +85,10 @@ if state and kind ~= 'unresolved' then
   redis.call('HDEL', KEYS[1], 'held', 'call')
 end
 redis.call('EXPIRE', KEYS[1], TTL[kind])
-local sequence = redis.call('INCR', KEYS[4])
-redis.call('XADD', KEYS[3], '*', 'request_id', ARGV[1], 'kind', kind, 'sequence', int(sequence),
-  'generation', redis.call('HGET', KEYS[5], 'generation') or '', 'tenant', ARGV[3],
-  'call', call or ARGV[8], 'result', ARGV[7])
-return {'DONE', int(sequence)}
+
+-- Without a generation the store was emptied: numbers would begin again, so the event carries none.
+local generation = redis.call('HGET', KEYS[5], 'generation')
+local sequence = generation and int(redis.call('INCR', KEYS[4])) or ''
+redis.call('XADD', KEYS[3], '*', 'request_id', ARGV[1], 'kind', kind, 'sequence', sequence,
+  'generation', generation or '', 'tenant', ARGV[3], 'call', call or ARGV[8], 'result', ARGV[7])
+return {'DONE', sequence}
