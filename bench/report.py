@@ -82,10 +82,8 @@ def _number(value: float | None, digits: int) -> str:
 def _remarks(name: str, median: Figures) -> list[str]:
     remarks = []
     if median.web_cpu_ms is not None and median.server_core_others > QUIET:
-        share = f"{median.server_core_others:.0%} of the server's core"
-        remarks.append(
-            f"{name}: other programs took {share}, so requests/s are too low, and CPU ms up to a fifth too high."
-        )
+        share = f"other programs took {median.server_core_others:.0%} of the server's core"
+        remarks.append(f"{name}: {share}: requests/s are too low, CPU ms up to a fifth too high.")
     if median.web_cpu_ms is not None and median.load_core_busy > SATURATED > median.server_core_ours:
         most = f"{1000 / median.web_cpu_ms:,.0f} requests/s"
         remarks.append(f"{name}: load, provider and store filled their core; the server's own core has {most} in it.")

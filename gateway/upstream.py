@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 
 import httpx
 import msgspec
@@ -52,6 +53,12 @@ class _Body(httpx.AsyncByteStream):
         yield self.content
 
 
+@lru_cache(maxsize=1024)
+def _endpoint(base_url: str) -> httpx.URL:
+    """Where a provider draws images; parsing it for each call would cost more than all else that httpx does."""
+    return httpx.URL(f"{base_url}/images/generations")
+
+
 class Upstream:
     """The client of one process. `connect_timeout` and `deadline` in seconds, `answer_limit` in bytes."""
 
@@ -87,7 +94,7 @@ class Upstream:
         body = _Body(msgspec.json.encode(fields))
         request = httpx.Request(
             "POST",
-            f"{model.base_url}/images/generations",
+            _endpoint(model.base_url),
             headers={
                 "Authorization": f"Bearer {model.key}",
                 "Content-Type": "application/json",

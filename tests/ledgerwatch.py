@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterable
 
+from django.conf import settings
+
 from config.redis import store
 from tests.conftest import Customer
 from tokens.admission import keys
@@ -22,9 +24,14 @@ def outcome(request_id: str, seconds: float = 10) -> UsageRecord:
         time.sleep(0.05)
 
 
-def rows(customer: Customer) -> list[UsageRecord]:
-    """All ledger rows of a customer's tenant, after a drain."""
+def rows(customer: Customer, seconds: float = 20) -> list[UsageRecord]:
+    """All ledger rows of a customer's tenant, once its shard's stream is empty: another process may drain it, too."""
+    end = time.monotonic() + seconds
     drain()
+    while store().xlen(keys.usage(_shard(customer))):
+        assert time.monotonic() < end, f"the stream was not drained within {seconds} s"
+        time.sleep(0.05)
+        drain()
     return list(UsageRecord.objects.filter(tenant=customer.tenant).order_by("request_id", "number"))
 
 
@@ -52,5 +59,8 @@ def check_books(customers: Iterable[Customer]) -> None:
 
 def in_flight(customer: Customer) -> int:
     """The reservations of a tenant that are open."""
-    shard = keys.shard_of(customer.tenant.pk, 16)
-    return int(store().zcard(keys.inflight(shard, f"tenant:{customer.tenant.pk}")))
+    return int(store().zcard(keys.inflight(_shard(customer), f"tenant:{customer.tenant.pk}")))
+
+
+def _shard(customer: Customer) -> int:
+    return keys.shard_of(customer.tenant.pk, settings.SHARDS)

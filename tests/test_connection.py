@@ -12,6 +12,7 @@ import redis
 from config.redis import parse_address
 from tests import processes
 from tests.ownvalkey import OwnValkey
+from tokens.admission import connection as admission_connection
 from tokens.admission import scripts
 from tokens.admission.connection import StoreConnection, StoreError, StoreUnavailable
 
@@ -130,7 +131,7 @@ async def test_a_lost_connection_fails_at_once_and_comes_back(valkey: OwnValkey)
         assert await connection.call("PING") == b"PONG"
 
 
-async def test_a_frozen_server_is_given_up_within_the_time_out(valkey: OwnValkey) -> None:
+async def test_a_frozen_server_fails_calls_within_the_time_out_and_then_at_once(valkey: OwnValkey) -> None:
     async with connected(valkey.url) as connection:
         with valkey.frozen():
             begun = time.monotonic()
@@ -141,6 +142,24 @@ async def test_a_frozen_server_is_given_up_within_the_time_out(valkey: OwnValkey
             with pytest.raises(StoreUnavailable) as caught:
                 await connection.call("PING")
             assert not caught.value.sent
+        async with asyncio.timeout(8):
+            while True:
+                try:
+                    assert await connection.call("INCR", "count") == 51  # it is the same connection, in step
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_server_that_stays_silent_is_given_up(valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_connection, "STUCK_SECONDS", 0.1)
+    async with connected(valkey.url) as connection:
+        with valkey.frozen():
+            with pytest.raises(StoreUnavailable):
+                await connection.call("PING")
+            async with asyncio.timeout(2):
+                while connection.ready:
+                    await asyncio.sleep(0.01)
         await until_ready(connection, 8)
         assert await connection.call("PING") == b"PONG"
 
@@ -162,3 +181,15 @@ async def test_no_call_is_taken_before_the_connection_is_set_up(valkey: OwnValke
     await connection.close()
     with pytest.raises(StoreUnavailable):
         await connection.call("PING")
+
+
+async def test_it_closes_in_the_very_moment_in_which_the_connection_is_lost(valkey: OwnValkey) -> None:
+    async with connected(valkey.url) as connection:
+        under_way = asyncio.ensure_future(connection.call("BLPOP", "nothing", 5))
+        await asyncio.sleep(0.05)
+        valkey.kill()
+        with pytest.raises(StoreUnavailable):
+            await under_way
+        assert not connection.ready
+        async with asyncio.timeout(1):
+            await connection.close()

@@ -3,7 +3,9 @@
 import contextlib
 import socket
 import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import PATH, Customer, Gateway
 from tests.contract import SMALL, assert_error, assert_request_id, elsewhere, raw_exchange, raw_post, read_raw
 from tests.test_validation import ACCEPTED, REFUSED
+from tokens import issuing
 
 LIMIT = 256 * 1024
 # Statuses that a client can bring about by itself. 431: the server refuses before our code sees a request.
@@ -27,11 +30,16 @@ def padded(length: int) -> bytes:
     return b'{"prompt":""' + b" " * (length - 13) + b"}"
 
 
-@pytest.fixture
-def limited(customer: Customer) -> Customer:
-    """A customer with a limit of each metric, none of which a refused body may touch."""
-    customer.limit("requests:100/day", "images:100/day", "tokens:1000000/day", "concurrent:5")
-    return customer
+@pytest.fixture(scope="module")
+def limited(provider: Path, django_db_blocker: Any) -> Customer:
+    """A customer with a limit of each metric, none of which a refused body may touch: so all of them may share it."""
+    with django_db_blocker.unblock():
+        slug = f"bodies-{uuid.uuid4().hex[:12]}"
+        tenant = issuing.create_tenant(slug, slug)
+        member = issuing.add_member(tenant, f"{slug}@example.com")
+        customer = Customer(tenant, member, *issuing.issue_token(member, name="test"))
+        customer.limit("requests:100/day", "images:100/day", "tokens:1000000/day", "concurrent:5")
+        return customer
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -60,8 +68,8 @@ def test_another_content_type_gets_415(gateway: Gateway, limited: Customer, cont
     assert answer.headers["x-ratelimit-remaining-requests"] == "100"
 
 
-def test_no_content_type_gets_415(gateway: Gateway, customer: Customer) -> None:
-    answer = gateway.client.post(gateway.url + PATH, content=b"{}", headers={"X-Proxy-Token": customer.secret})
+def test_no_content_type_gets_415(gateway: Gateway, limited: Customer) -> None:
+    answer = gateway.client.post(gateway.url + PATH, content=b"{}", headers={"X-Proxy-Token": limited.secret})
     assert_error(answer, 415, "unsupported_media_type")
 
 
@@ -72,9 +80,9 @@ def test_no_content_type_gets_415(gateway: Gateway, customer: Customer) -> None:
         *("application/json; charset=\x80", "x" * 20_000, "application/json;" + "a=b;" * 5_000, ";" * 9_000),
     ],
 )
-def test_a_content_type_that_frameworks_stumble_over(gateway: Gateway, customer: Customer, content_type: str) -> None:
+def test_a_content_type_that_frameworks_stumble_over(gateway: Gateway, limited: Customer, content_type: str) -> None:
     line = f"Content-Type: {content_type}"
-    request = raw_post(customer.secret, b"{}").replace(b"Content-Type: application/json", line.encode("latin-1"))
+    request = raw_post(limited.secret, b"{}").replace(b"Content-Type: application/json", line.encode("latin-1"))
     answer = read_raw(raw_exchange(gateway, request))
     assert_error(answer, 415 if answer.status_code == 415 else 400, answer.json()["error"]["type"])
 
@@ -86,20 +94,20 @@ def test_the_largest_body_passes_and_one_byte_more_gets_413(gateway: Gateway, li
     assert answer.headers["x-ratelimit-remaining-requests"] == "100"
 
 
-def test_a_declared_length_is_refused_before_the_body_comes(gateway: Gateway, customer: Customer) -> None:
+def test_a_declared_length_is_refused_before_the_body_comes(gateway: Gateway, limited: Customer) -> None:
     began = time.monotonic()
-    answer = read_raw(raw_exchange(gateway, raw_post(customer.secret, b"", length=257 * 1024)))
+    answer = read_raw(raw_exchange(gateway, raw_post(limited.secret, b"", length=257 * 1024)))
     assert_error(answer, 413, "too_large")
     assert time.monotonic() - began < 0.9, "it did not wait for the body"
 
 
-def test_a_chunked_body_over_the_limit_gets_413(gateway: Gateway, customer: Customer) -> None:
+def test_a_chunked_body_over_the_limit_gets_413(gateway: Gateway, limited: Customer) -> None:
     def chunks(length: int) -> Iterator[bytes]:
         body = padded(length)
         for start in range(0, length, 8192):
             yield body[start : start + 8192]
 
-    headers = {"X-Proxy-Token": customer.secret, **JSON}
+    headers = {"X-Proxy-Token": limited.secret, **JSON}
     for length, status, kind in [(LIMIT, 400, "invalid_request"), (257 * 1024, 413, "too_large")]:
         answer = gateway.client.post(gateway.url + PATH, content=chunks(length), headers=headers)
         assert_error(answer, status, kind)
@@ -111,20 +119,20 @@ def test_the_token_is_checked_before_the_body(gateway: Gateway) -> None:
         assert_error(there.post("gem_x", SMALL, **{"Content-Type": "text/plain"}), 403, "invalid_token")
 
 
-def test_the_content_type_is_checked_before_the_length(gateway: Gateway, customer: Customer) -> None:
-    answer = gateway.post(customer.secret, padded(300 * 1024), **{"Content-Type": "text/plain"})
+def test_the_content_type_is_checked_before_the_length(gateway: Gateway, limited: Customer) -> None:
+    answer = gateway.post(limited.secret, padded(300 * 1024), **{"Content-Type": "text/plain"})
     assert_error(answer, 415, "unsupported_media_type")
 
 
-def test_a_body_that_does_not_come_gets_400(gateway: Gateway, customer: Customer) -> None:
-    answer = read_raw(raw_exchange(gateway, raw_post(customer.secret, b'{"prompt":', length=100)))
+def test_a_body_that_does_not_come_gets_400(gateway: Gateway, limited: Customer) -> None:
+    answer = read_raw(raw_exchange(gateway, raw_post(limited.secret, b'{"prompt":', length=100)))
     assert "in time" in assert_error(answer, 400, "invalid_request")
 
 
-def test_a_body_that_drips_has_a_deadline_of_its_own(gateway: Gateway, customer: Customer) -> None:
+def test_a_body_that_drips_has_a_deadline_of_its_own(gateway: Gateway, limited: Customer) -> None:
     parts, began, received = urlsplit(gateway.url), time.monotonic(), b""
     with socket.create_connection((parts.hostname, parts.port), timeout=0.1) as connection:
-        connection.sendall(raw_post(customer.secret, b"", length=1000))
+        connection.sendall(raw_post(limited.secret, b"", length=1000))
         while not received and time.monotonic() - began < 5:
             connection.sendall(b" ")
             with contextlib.suppress(TimeoutError):
@@ -132,12 +140,12 @@ def test_a_body_that_drips_has_a_deadline_of_its_own(gateway: Gateway, customer:
     assert_error(read_raw(received), 400, "invalid_request")
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(gateway: Gateway, customer: Customer) -> None:
+def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(gateway: Gateway, limited: Customer) -> None:
     parts = urlsplit(gateway.url)
     for _ in range(5):
         with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
-            connection.sendall(raw_post(customer.secret, b'{"prompt":', length=100))
-    assert_error(gateway.post(customer.secret, b"{}"), 400, "invalid_request")
+            connection.sendall(raw_post(limited.secret, b'{"prompt":', length=100))
+    assert_error(gateway.post(limited.secret, b"{}"), 400, "invalid_request")
 
 
 def test_a_body_in_several_pieces_is_one_body(gateway: Gateway, customer: Customer) -> None:
@@ -146,13 +154,13 @@ def test_a_body_in_several_pieces_is_one_body(gateway: Gateway, customer: Custom
     assert gateway.client.post(gateway.url + PATH, content=pieces, headers=headers).status_code == 200
 
 
-def test_an_answer_to_an_unread_body_ends_the_connection_and_says_so(gateway: Gateway, customer: Customer) -> None:
+def test_an_answer_to_an_unread_body_ends_the_connection_and_says_so(gateway: Gateway, limited: Customer) -> None:
     with elsewhere(gateway) as there:
         for token, length, content_type, close in [
             ("wrong", 2, "application/json", "close"),
-            (customer.secret, 2, "text/plain", "close"),
-            (customer.secret, 300_000, "application/json", "close"),
-            (customer.secret, 2, "application/json", None),
+            (limited.secret, 2, "text/plain", "close"),
+            (limited.secret, 300_000, "application/json", "close"),
+            (limited.secret, 2, "application/json", None),
         ]:
             for _ in range(5):
                 answer = there.post(token, b"[" * length, **{"Content-Type": content_type})
@@ -206,10 +214,10 @@ targets = st.binary(max_size=40).map(lambda tail: b"".join(bytes([byte]) for byt
     tail=targets, header=st.binary(max_size=40), start=st.sampled_from(["/v1/", "/images/", f"{PATH}?", "/wp-json/"])
 )
 def test_no_bytes_on_the_wire_give_a_server_error_or_html(
-    gateway: Gateway, customer: Customer, tail: bytes, header: bytes, start: str
+    gateway: Gateway, limited: Customer, tail: bytes, header: bytes, start: str
 ) -> None:
     value = bytes(byte for byte in header if byte not in b"\r\n\0")
-    request = raw_post(customer.secret, b"{}", path=start + tail.decode("latin-1"))
+    request = raw_post(limited.secret, b"{}", path=start + tail.decode("latin-1"))
     request = request.replace(b"\r\n\r\n", b"\r\nX-Odd: " + value + b"\r\nConnection: close\r\n\r\n", 1)
     received = raw_exchange(gateway, request)
     answer = read_raw(received)
@@ -217,10 +225,10 @@ def test_no_bytes_on_the_wire_give_a_server_error_or_html(
     assert b"<html" not in received.lower()
 
 
-def test_a_query_that_is_no_text_is_no_server_error(gateway: Gateway, customer: Customer) -> None:
-    headers = {"X-Proxy-Token": customer.secret}
+def test_a_query_that_is_no_text_is_no_server_error(gateway: Gateway, limited: Customer) -> None:
+    headers = {"X-Proxy-Token": limited.secret}
     assert_error(gateway.client.post(f"{gateway.url}{PATH}?%ff=%00", headers=headers), 415, "unsupported_media_type")
-    received = raw_exchange(gateway, raw_post(customer.secret, b"{}", path=PATH + "?\xff\xfe"))
+    received = raw_exchange(gateway, raw_post(limited.secret, b"{}", path=PATH + "?\xff\xfe"))
     assert read_raw(received).status_code == 400, "the server's own word, without a body"
 
 
@@ -229,7 +237,7 @@ def test_a_query_of_many_fields_is_no_server_error(gateway: Gateway) -> None:
     assert_error(answer, 400, "invalid_request")
 
 
-def test_headers_over_64_kb_are_refused_without_html(gateway: Gateway, customer: Customer) -> None:
-    received = raw_exchange(gateway, raw_post(customer.secret, b"{}", f"X-Large: {'x' * 200_000}"))
+def test_headers_over_64_kb_are_refused_without_html(gateway: Gateway, limited: Customer) -> None:
+    received = raw_exchange(gateway, raw_post(limited.secret, b"{}", f"X-Large: {'x' * 200_000}"))
     assert read_raw(received).status_code in BY_THE_CLIENT
     assert b"<html" not in received.lower()

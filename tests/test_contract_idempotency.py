@@ -159,7 +159,7 @@ def test_refused_requests_do_not_hold_their_key(gateway: Gateway, customer: Cust
 @pytest.mark.parametrize("bad", ["", "x" * 256, "a b", "\u00e9", "\x80"])
 def test_a_bad_key_gets_400(gateway: Gateway, customer: Customer, bad: str) -> None:
     headers = {"X-Proxy-Token": customer.secret, "Content-Type": "application/json"}
-    sent = [(name, value.encode("latin-1")) for name, value in {**headers, "Idempotency-Key": bad}.items()]
+    sent = [(name.encode(), value.encode("latin-1")) for name, value in {**headers, "Idempotency-Key": bad}.items()]
     answer = gateway.client.post(gateway.url + PATH, json=SMALL, headers=sent)
     assert "Idempotency-Key" in assert_error(answer, 400, "invalid_request")
 

@@ -1,8 +1,10 @@
 """404 and 405, and what browsers are told: preflights and the headers of answers to allowed origins."""
 
+import json
 import uuid
 from collections.abc import Callable
 
+import httpx
 import pytest
 
 from tests.conftest import PATH, Customer, Gateway
@@ -46,10 +48,29 @@ def origin() -> str:
 
 @pytest.mark.parametrize("path", UNKNOWN)
 @pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
-def test_an_unknown_path_gets_404(gateway: Gateway, customer: Customer, method: str, path: str) -> None:
-    headers = {"X-Proxy-Token": customer.secret}
-    answer = gateway.client.request(method, gateway.url + path, headers=headers, follow_redirects=False)
+def test_an_unknown_path_gets_404(gateway: Gateway, method: str, path: str) -> None:
+    answer = gateway.client.request(method, gateway.url + path, follow_redirects=False)
     assert_error(answer, 404, "not_found")
+
+
+GOOD = {"message": "There is nothing.", "code": 404, "type": "not_found", "request_id": ""}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"code": "404"}, {"code": 400}, {"type": "notFound"}, {"message": " "}, {"message": None}, {"request_id": "x"}],
+)
+def test_control_another_shape_of_error_is_noticed(wrong: dict[str, object]) -> None:
+    request_id = "01a20262-ab1f-71ed-b9f9-b7c48c7185c4"
+    headers = {"X-Request-Id": request_id, "Content-Type": "application/json"}
+    good = {**GOOD, "request_id": request_id}
+    assert_error(httpx.Response(404, headers=headers, content=json.dumps({"error": good})), 404, "not_found")
+    with pytest.raises(AssertionError):
+        content = json.dumps({"error": {**good, **wrong}})
+        assert_error(httpx.Response(404, headers=headers, content=content), 404, "not_found")
+    with pytest.raises(AssertionError):
+        html = {**headers, "Content-Type": "text/html"}
+        assert_error(httpx.Response(404, headers=html, content="<html>Not Found</html>"), 404, "not_found")
 
 
 @pytest.mark.parametrize("method", METHODS)

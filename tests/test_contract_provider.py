@@ -62,7 +62,7 @@ FAULTS = [
 
 @dataclass
 class Failed:
-    """What a fault came to: the answer, and the answer of a wrong request afterwards, whose headers say what is left."""
+    """What a fault came to: the answer, and that of a wrong request afterwards, whose headers say what is left."""
 
     answer: httpx.Response
     after: httpx.Response

@@ -84,7 +84,7 @@ def test_a_token_that_never_counted_gets_the_same_message(there: Gateway, custom
         *(typo(secret, at) for at in (0, 4, 20, len(secret) - 1)),
     ]
     for token in wrong:
-        answer = there.client.post(there.url + PATH, json={}, headers={"X-Proxy-Token": token.encode()})
+        answer = there.client.post(there.url + PATH, json={}, headers=[(b"X-Proxy-Token", token.encode())])
         assert assert_error(answer, 403, "invalid_token") == "Invalid API token", token
     assert assert_error(ask(there, []), 403, "invalid_token") == "Invalid API token"
     assert assert_error(ask(there, [("X-Proxy-Token", secret)] * 2), 403, "invalid_token") == "Invalid API token"

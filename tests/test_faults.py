@@ -59,6 +59,11 @@ def until_in_flight(customer: Customer, calls: int) -> None:
     processes.wait_until(lambda: in_flight(customer) == calls, 5, f"{calls} calls in flight")
 
 
+def expire_all(customer: Customer) -> bool:
+    expiry.expire_overdue()
+    return in_flight(customer) == 0
+
+
 def drawn_tokens(gateway: Gateway, request_id: str) -> int:
     return int(gateway.drawn()[request_id]["usage"]["total_tokens"])
 
@@ -129,10 +134,9 @@ def test_kill_9_of_a_worker_costs_only_its_calls_and_those_are_accounted(
         processes.wait_until(lambda: len(set(process.children())) == 2, 10, "the respawn")
         assert survivor in process.children()
         assert victim not in process.children()
-        assert expiry.expire_overdue() == 0  # never before the lease ends
-        ended: list[int] = []
-        processes.wait_until(lambda: ended.append(expiry.expire_overdue()) or sum(ended) == lost, 8, "the lease's end")
-        assert in_flight(customer) == 0
+        expiry.expire_overdue()
+        assert in_flight(customer) == lost  # never before the lease ends
+        processes.wait_until(lambda: expire_all(customer), 8, "the lease's end")
         outcomes = sorted((row.kind, row.reason) for row in rows(customer))
         assert outcomes == [("exact", "")] * (8 - lost) + [("unresolved", "lease_ended")] * lost
         refused = gateway.post(customer.secret, {"prompt": ""})

@@ -35,7 +35,7 @@ def bench(client: redis.Redis) -> Bench:
 
 def record(bench: Bench, kind: str, **fields: Any) -> None:
     names = {"token": keys.token(3, 11), "member": keys.member(3, 7), "tenant": keys.tenant(3, 3), "meta": keys.meta(3)}
-    bench.client.hset(names[kind], mapping=fields)
+    bench.client.hset(names[kind], mapping=cast("dict[Any, Any]", fields))
 
 
 def count_from_now(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,7 +92,7 @@ def used(gateway: Gateway, customer: Customer) -> Iterator[tuple[Customer, str, 
         gateway.post(old, {**SMALL, "prompt": mark, "n": 4}),
         gateway.client.post(f"{gateway.url}{PATH}?token={old}", json={}, headers={"Authorization": f"Bearer {old}"}),
     ]
-    assert {answer.status_code for answer in answers} == {200, 400, 415, 422, 429, 500} - {415}
+    assert {answer.status_code for answer in answers} == {200, 400, 422, 429, 500}
     for answer in answers:
         for secret in (old, SANDBOX_KEY):
             assert secret not in answer.text
@@ -118,6 +118,16 @@ def everything_in_the_database() -> str:
     return "\n".join(texts)
 
 
+READING: dict[bytes, tuple[str, ...]] = {
+    b"string": ("GET",),
+    b"hash": ("HGETALL",),
+    b"stream": ("XRANGE", "-", "+"),
+    b"zset": ("ZRANGE", "0", "-1"),
+    b"set": ("SMEMBERS",),
+    b"list": ("LRANGE", "0", "-1"),
+}
+
+
 def everything_in_the_store() -> bytes:
     """Every key with its value, of every database of the store."""
     client, parts = store(), []
@@ -126,15 +136,10 @@ def everything_in_the_store() -> bytes:
         other = type(client).from_url(settings.REDIS_URL, db=number) if number != pool.get("db", 0) else client
         for name in other.scan_iter(count=1000):
             kind = other.type(name)
-            values = {
-                b"string": lambda: other.get(name),
-                b"hash": lambda: other.hgetall(name),
-                b"stream": lambda: other.xrange(name),
-                b"zset": lambda: other.zrange(name, 0, -1),
-                b"set": lambda: other.smembers(name),
-                b"list": lambda: other.lrange(name, 0, -1),
-            }
-            parts.append(name + b" " + repr(values[kind]()).encode())
+            assert isinstance(kind, bytes)
+            verb, *rest = READING[kind]
+            value = other.execute_command(verb, name, *rest)  # type: ignore[no-untyped-call]
+            parts.append(name + b" " + repr(value).encode())
     return b"\n".join(parts)
 
 
@@ -167,10 +172,7 @@ def test_the_logs_hold_none_of_it_either(gateway: Gateway, used: tuple[Customer,
         assert not [log for log in logs if secret in log]
 
 
-def test_an_error_of_a_principal_or_model_shows_no_key(
-    gateway: Gateway, make_customer: Callable[..., Customer]
-) -> None:
-    customer = make_customer()
+def test_no_row_shows_its_secret(customer: Customer) -> None:
     assert customer.secret not in repr(customer.token)
     for row in customer.token.secrets.all():
         assert customer.secret not in f"{row} {row!r} {vars(row)}"

@@ -87,8 +87,13 @@ def faulty(
 @pytest.fixture(scope="module")
 def impatient_server(provider: Path, faulty: Any) -> Iterator[tuple[str, processes.Process]]:
     """A web process with short deadlines and a low limit for answers."""
-    limits = {"UPSTREAM_CONNECT_TIMEOUT": "0.4", "UPSTREAM_ANSWER_LIMIT": str(4 << 20)}
-    with processes.web(provider, 1, UPSTREAM_DEADLINE=str(DEADLINE), LEASE_MARGIN="1", **limits) as made:
+    with processes.web(
+        provider,
+        UPSTREAM_DEADLINE=str(DEADLINE),
+        LEASE_MARGIN="1",
+        UPSTREAM_CONNECT_TIMEOUT="0.4",
+        UPSTREAM_ANSWER_LIMIT=str(4 << 20),
+    ) as made:
         yield made
 
 

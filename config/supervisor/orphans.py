@@ -31,7 +31,7 @@ def stop_all(left: RunFile, web_seconds: float, say: Callable[[str], None]) -> N
         child = left.children.get(name)
         if child is not None:
             stop_signal = signal.SIGINT if name == "postgres" else signal.SIGTERM
-            processes.stop_orphan(child, stop_signal, seconds.get(name, 15.0))
+            processes.stop_orphan(child, stop_signal, seconds.get(name, 15.0), insist=name == "web")
     for folder in left.folders:
         # Only what we make ourselves, whatever the file says.
         if Path(folder).parent == postgres.SOCKET_ROOT and Path(folder).name.startswith("gem-"):

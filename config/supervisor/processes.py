@@ -3,19 +3,21 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from config.supervisor.account import Account, popen_arguments
 from config.supervisor.errors import StartError
-from config.supervisor.identity import Identity, identify, kill_rest_of_session
+from config.supervisor.identity import Identity, identify, kill_rest_of_session, session_members
 
 # Waits for one line, then becomes the program. A supervisor that is killed between the start of a child and
 # the note of its pid closes the pipe, and the child ends; otherwise nobody would ever find it again.
 GATE = 'read -r go && exec "$@" </dev/null'
 
 KILL_SECONDS = 5.0
+INTERRUPT_AGAIN_SECONDS = 1.0
 
 Record = Callable[[str, Identity], None]
 """Notes a child's name and identity durably, before the child's program runs."""
@@ -102,10 +104,29 @@ def _open_gate(process: subprocess.Popen[bytes]) -> None:
         pass  # the shell has ended already; exit_status() tells
 
 
-def stop_orphan(identity: Identity, stop_signal: signal.Signals, seconds: float) -> None:
+def interrupt_session(leader: Identity, number: signal.Signals) -> None:
+    """Send a signal to every process of a session that `leader` opened and still leads.
+
+    For a web server that has been asked to end and hasn't yet: a granian worker that was still starting has
+    ignored the signal, and granian would wait for it for ever. Repeat it every `INTERRUPT_AGAIN_SECONDS`.
+    """
+    for pid in session_members(leader.pid) if leader.alive else []:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def stop_orphan(identity: Identity, stop_signal: signal.Signals, seconds: float, *, insist: bool = False) -> None:
     """Stop a process that an earlier supervisor left behind, and what is left of its session.
 
     A process that only has the same pid is not touched.
+
+    Args:
+        identity: the process.
+        stop_signal: what makes it end in its own way.
+        seconds: how long that may take; then it is killed.
+        insist: see `interrupt_session`.
 
     Raises:
         StartError: it belongs to somebody else.
@@ -113,7 +134,11 @@ def stop_orphan(identity: Identity, stop_signal: signal.Signals, seconds: float)
     try:
         if identity.alive:
             os.kill(identity.pid, stop_signal)
-            if not identity.wait(seconds):
+            end = time.monotonic() + seconds
+            step = INTERRUPT_AGAIN_SECONDS if insist else seconds
+            while not identity.wait(min(step, end - time.monotonic())) and time.monotonic() < end:
+                interrupt_session(identity, stop_signal)
+            if identity.alive:
                 os.kill(identity.pid, signal.SIGKILL)
                 identity.wait(KILL_SECONDS)
         kill_rest_of_session(identity)

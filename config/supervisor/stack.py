@@ -3,6 +3,7 @@
 import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -105,12 +106,13 @@ class Stack:
         runnable = service.runnable
         if runnable.name == "web" and runnable.child is not None:
             runnable.child.interrupt()
-            end = time.monotonic() + self._web_seconds
-            told = time.monotonic() + 1.0
-            while service.exit_status is None and not hurried() and time.monotonic() < end:
-                if time.monotonic() > told:
-                    say("Finishing the calls in flight; Ctrl-C again doesn't wait for them.")
-                    told = end
+            began = again = time.monotonic()
+            while service.exit_status is None and not hurried() and time.monotonic() < began + self._web_seconds:
+                if time.monotonic() > again + processes.INTERRUPT_AGAIN_SECONDS:
+                    if again == began:
+                        say("Finishing the calls in flight; Ctrl-C again doesn't wait for them.")
+                    again = time.monotonic()
+                    processes.interrupt_session(runnable.child.identity, signal.SIGTERM)
                 time.sleep(0.05)
         runnable.stop(STOP_SECONDS.get(runnable.name, 0.0))
 

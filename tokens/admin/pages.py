@@ -1,18 +1,20 @@
 """What the admin's pages of tenants, members and tokens share: the use panel, confirmations, and plain notices."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from django import forms
 from django.contrib import messages
+from django.contrib.postgres.fields import ArrayField
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from unfold.admin import ModelAdmin
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from tokens import directory
 from tokens.admin.standing import read_use
@@ -31,10 +33,18 @@ class ScopeAdmin(ModelAdmin):
 
     change_form_outer_before_template = "admin/scope.html"
     list_per_page = 50
+    formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
 
     def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
         """Nobody: the books refer to it. Suspending or revoking ends its right to call."""
         return False
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Lists in one line. Their items are checked by the form: Django drops what the model says of an item."""
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if isinstance(db_field, ArrayField):
+            field.base_field.validators = [*field.base_field.validators, *db_field.base_field.validators]
+        return field
 
     def change_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """The page, with what is used by now. The store is asked here, after any transaction has ended."""
@@ -47,9 +57,9 @@ class ScopeAdmin(ModelAdmin):
     def summary(self, scope: Scope) -> dict[str, Any]:
         """The context of the panel above the form."""
         try:
-            return {"use": read_use(scope), "scope_kind": scope.entry().kind.value}
+            return {"use": read_use(scope), "scope": scope.entry()}
         except StoreUnavailable:
-            return {"store_away": True}
+            return {"store_away": True, "scope": scope.entry()}
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Save, and tell the person once it is committed if the store has yet to learn of it."""

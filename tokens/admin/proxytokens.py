@@ -3,13 +3,11 @@
 A secret is in one place only: the answer to the POST that made it, which no cache may keep.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
-from django.contrib.postgres.fields import ArrayField
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -17,7 +15,6 @@ from django.utils.timezone import now
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
 from unfold.enums import ActionVariant
-from unfold.widgets import UnfoldAdminTextInputWidget
 
 from tokens import issuing, stopping
 from tokens.admin.limits import LimitInline
@@ -38,7 +35,6 @@ class ProxyTokenAdmin(ScopeAdmin):
     search_fields = ("name", "member__user__email", "secrets__shown", "tenant__slug")
     search_help_text = "Name, member, tenant's short name, or a secret's first characters"
     autocomplete_fields = ("tenant",)
-    formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
     add_fieldsets = ((None, {"fields": (("tenant", "email"), ("name", "expires"), "networks")}),)
     fieldsets = ((None, {"fields": ("name", "expires_at", "networks")}),)
     inlines = (LimitInline,)

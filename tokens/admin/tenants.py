@@ -1,12 +1,10 @@
 """Tenants in the admin."""
 
 import zoneinfo
-from collections.abc import Mapping
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.postgres.fields import ArrayField
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -14,7 +12,7 @@ from django.urls import reverse
 from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.decorators import action, display
 from unfold.enums import ActionVariant
-from unfold.widgets import UnfoldAdminSelect2Widget, UnfoldAdminTextInputWidget
+from unfold.widgets import UnfoldAdminSelect2Widget
 
 from tokens import stopping
 from tokens.admin.limits import LimitInline
@@ -33,7 +31,6 @@ class TenantAdmin(ScopeAdmin):
     list_filter = (("status", ChoicesDropdownFilter),)
     list_filter_submit = True
     search_fields = ("slug", "name")
-    formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
     inlines = (LimitInline, MemberInline, NewMemberInline)
     actions_detail = ("issue", "suspend", "activate")
 
@@ -90,7 +87,7 @@ class TenantAdmin(ScopeAdmin):
             at = obj.next_timezone_from.astimezone(zoneinfo.ZoneInfo(obj.timezone))
             self.message_user(
                 request,
-                f"{obj.next_timezone} begins with the next month, on {at.day} {at:%b %Y}. Until then it is {obj.timezone}.",
+                f"{obj.next_timezone} begins with the next month, on {at:%Y-%m-%d}. Until then it is {obj.timezone}.",
                 messages.INFO,
             )
 

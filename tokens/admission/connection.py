@@ -6,6 +6,7 @@ background; while there is none, calls fail at once instead of waiting.
 """
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,10 @@ from config.redis import Address
 from tokens.admission.scripts import Script
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts to connect
+STUCK_SECONDS = 2.0  # without any reply: a stall of the disk ends sooner, and costs only the calls that waited for it
+CONNECT_SECONDS = 5.0  # for one attempt, with what `on_connect` does
+
+logger = logging.getLogger(__name__)
 
 
 class StoreUnavailable(Exception):
@@ -75,16 +80,28 @@ class _Protocol(asyncio.Protocol):
     def send(self, command: tuple[Any, ...], timeout: float) -> asyncio.Future[Any]:
         if self.transport is None or self.transport.is_closing():
             raise StoreUnavailable("not connected to the admission store", sent=False)
+        now = self.loop.time()
+        if self.waiting and self.waiting[0][0] < now:  # it stalls: one that is refused at once needn't be undone
+            raise StoreUnavailable("the admission store stalls", sent=False)
         packed = hiredis.pack_command(command)
         future: asyncio.Future[Any] = self.loop.create_future()
-        self.waiting.append((self.loop.time() + timeout, future))
+        self.waiting.append((now + timeout, future))
         if not self.outgoing:
             self.loop.call_soon(self.flush)
         self.outgoing.append(packed)
         return future
 
-    def overdue(self, now: float) -> bool:
-        return bool(self.waiting) and self.waiting[0][0] < now
+    def fail_overdue(self, now: float) -> None:
+        """Fail the calls that waited too long; their replies, when they come, are dropped."""
+        for deadline, future in self.waiting:
+            if deadline > now:
+                return
+            if not future.done():
+                future.set_exception(StoreUnavailable("the admission store didn't answer in time", sent=True))
+
+    def stuck(self, now: float) -> bool:
+        """Whether the oldest call has been overdue for so long that the server may be gone."""
+        return bool(self.waiting) and self.waiting[0][0] + STUCK_SECONDS < now
 
 
 class StoreConnection:
@@ -103,7 +120,7 @@ class StoreConnection:
     @property
     def ready(self) -> bool:
         """Whether calls are accepted now."""
-        return self._ready
+        return self._ready and self._protocol is not None and self._protocol.transport is not None
 
     def start(self) -> None:
         """Begin connecting, and keep connected until `close`."""
@@ -150,11 +167,14 @@ class StoreConnection:
         pause = FIRST_PAUSE
         while True:
             try:
-                await asyncio.wait_for(self._connect(), 5)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await self._connect()
                 pause = FIRST_PAUSE
                 await self._watch()
             except (OSError, StoreUnavailable, StoreError, TimeoutError):
                 pass
+            except Exception:  # otherwise one surprise would end connecting for good
+                logger.exception("connecting to the admission store failed")
             self._drop()
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -176,11 +196,13 @@ class StoreConnection:
         self._ready = True
 
     async def _watch(self) -> None:
-        """Until the connection is lost, or the oldest call is overdue: then nothing behind it can be trusted."""
+        """Fail overdue calls until the connection is lost, or has been silent for so long that it must be."""
         protocol = self._protocol
-        while protocol is not None and not protocol.overdue(protocol.loop.time()):
-            try:
-                await asyncio.wait_for(protocol.closed.wait(), self.timeout / 4)
+        while protocol is not None and not protocol.stuck(protocol.loop.time()):
+            protocol.fail_overdue(protocol.loop.time())
+            try:  # not wait_for, which loses a cancellation that comes together with what it waits for
+                async with asyncio.timeout(self.timeout / 4):
+                    await protocol.closed.wait()
                 return
             except TimeoutError:
                 continue

@@ -102,10 +102,45 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         "reason": "reason",
     }
 
-    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
-        """A token's page links here."""
-        allowed: bool = super().lookup_allowed(lookup, value, request)
-        return allowed or lookup == "token__id__exact"
+    fieldsets = (
+        (
+            "Call",
+            {
+                "fields": (
+                    ("request_id", "at"),
+                    ("tenant", "member"),
+                    ("token", "reason"),
+                    ("model", "size"),
+                    ("n", "images"),
+                )
+            },
+        ),
+        (
+            "Charged",
+            {
+                "fields": (
+                    ("kind", "outcome"),
+                    ("charged_tokens", "provenance"),
+                    "reported_tokens",
+                    ("input_tokens", "output_tokens"),
+                    "shown_cost",
+                    ("price_per_image", "price_per_million_tokens"),
+                    ("day", "booked_day"),
+                )
+            },
+        ),
+        (
+            "Trace",
+            {
+                "fields": (
+                    ("provider", "provider_request_id"),
+                    ("latency_ms", "recorded_at"),
+                    "generation",
+                    "sequence",
+                )
+            },
+        ),
+    )
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[UsageRecord], search_term: str

@@ -5,6 +5,7 @@ from itertools import chain, islice
 from typing import Any
 
 from asgiref.sync import sync_to_async
+from django.contrib.admin import ShowFacets
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 from unfold.admin import ModelAdmin
@@ -23,6 +24,7 @@ class ReadOnlyAdmin(ModelAdmin):
     csv_name = "usage"
     paginator = InfinitePaginator  # never counts
     show_full_result_count = False
+    show_facets = ShowFacets.NEVER
     list_filter_submit = True
     list_disable_select_all = True  # would have to count
     list_per_page = 50
