@@ -128,9 +128,7 @@ class LimitReached(ApiError):
     status = 429
 
     def __init__(self, message: str, quota: bool, retry_after: int) -> None:
-        headers = dict(NO_RETRY) if quota else {}
-        if retry_after:
-            headers["Retry-After"] = str(retry_after)
+        headers = {"Retry-After": str(retry_after), **(NO_RETRY if quota else {})}
         super().__init__(message, headers)
         self.type = "quota_exceeded" if quota else "rate_limited"
 

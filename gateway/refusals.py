@@ -16,6 +16,7 @@ from tokens.admission.principal import ScopedLimit
 
 PERIODS = {"total": "in total", "": "at once"}
 CONCURRENT_RETRY_AFTER = 2  # seconds: a call in flight ends when it ends
+TOTAL_RETRY_AFTER = 86_400  # seconds: only a person frees it, so asking again tomorrow is soon enough
 
 
 def describe(scoped: ScopedLimit) -> str:
@@ -33,7 +34,7 @@ def _reached(decision: Decision, scoped: ScopedLimit) -> LimitReached:
     if limit.metric == "concurrent":
         return LimitReached(f"{text} It frees when a call ends.", False, CONCURRENT_RETRY_AFTER)
     if limit.period == "total":
-        return LimitReached(f"{text} It doesn't free by itself.", True, 0)
+        return LimitReached(f"{text} It doesn't free by itself.", True, TOTAL_RETRY_AFTER)
     if limit.is_rate:
         return LimitReached(f"{text} It frees in {decision.retry_after} s.", False, decision.retry_after)
     frees = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=decision.retry_after)

@@ -46,8 +46,6 @@ class GenerateImage(AsyncAPIView):
         """Authenticate, validate, admit, call, keep, settle, answer."""
         http = cast(LeanRequest, request._request)
         runtime = http.runtime
-        if runtime.draining or len(runtime.calls) >= settings.IN_FLIGHT_LIMIT:
-            raise Unavailable("The gateway is stopping." if runtime.draining else "The gateway is busy.")
         token, principal = await self._authenticate(http)
         try:
             asked = await self._validate(http, principal)
@@ -55,6 +53,8 @@ class GenerateImage(AsyncAPIView):
         except REFUSED_BEFORE_ADMISSION as exc:
             await self._add_standings(http, token, exc)
             raise
+        if runtime.draining or len(runtime.calls) >= settings.IN_FLIGHT_LIMIT:
+            raise Unavailable("The gateway is stopping." if runtime.draining else "The gateway is busy.")
         return await self._carry(runtime, call)
 
     async def _authenticate(self, request: LeanRequest) -> tuple[str, Principal]:

@@ -135,8 +135,8 @@ def test_the_store_is_read_when_asked(empty_store: redis.Redis) -> None:
         empty_store.xadd(keys.usage(shard), {"a": 2})
     empty_store.xgroup_create(keys.usage(3), keys.GROUP, "0")
     empty_store.xreadgroup(keys.GROUP, "worker", {keys.usage(3): ">"}, count=1)
-    empty_store.zadd(keys.deadlines(0), {"a": seconds - 5, "b": seconds + 500})
-    empty_store.zadd(keys.deadlines(2), {"c": seconds + 500})
+    empty_store.zadd(keys.deadlines(0), {"a": (seconds - 5) * 10**6, "b": (seconds + 500) * 10**6})
+    empty_store.zadd(keys.deadlines(2), {"c": (seconds + 500) * 10**6})
     found = metrics.read_store(4)
     assert 100 <= found.pop("gateway_backlog_oldest_seconds") < 103
     assert found == {
