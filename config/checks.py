@@ -18,6 +18,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
+from django.db.backends.utils import CursorWrapper
 
 from config.redis import store
 
@@ -75,6 +76,9 @@ def settings_problems(**_kwargs: Any) -> list[CheckMessage]:
     if any(network.prefixlen == 0 for network in settings.TRUSTED_PROXIES):
         text = "TRUSTED_PROXIES trusts every address, so that any client could choose its own."
         findings.append(Error(text, hint="List your proxies' networks only.", id="gateway.E006"))
+    if settings.IMAGE_RETENTION_DAYS < settings.IMAGE_URL_DAYS:
+        text = "IMAGE_RETENTION_DAYS is less than IMAGE_URL_DAYS: images would be gone before their URLs expire."
+        findings.append(Error(text, hint="Raise the one or lower the other.", id="gateway.E007"))
     if any(network.prefixlen == 0 for network in settings.METRICS_NETWORKS):
         text = "METRICS_NETWORKS shows the metrics to every address."
         findings.append(Warning(text, hint="List your monitoring's networks only.", id="gateway.W001"))
@@ -143,13 +147,17 @@ def durability_problems() -> list[CheckMessage]:
 
 
 def database_problems(databases: Sequence[str] | None = ("default",), **_kwargs: Any) -> list[CheckMessage]:
-    """What is wrong with PostgreSQL: version, recovery. Django passes no `databases` to skip it."""
+    """What is wrong with PostgreSQL: version, recovery, an installation of another number of shards.
+
+    Django passes no `databases` to skip it.
+    """
     if not databases:
         return []
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT current_setting('server_version_num')::int, pg_is_in_recovery()")
             version, recovering = cursor.fetchone()
+            shards = installed_shards(cursor)
     except DatabaseError as exc:
         text = f"PostgreSQL (DATABASE_URL) can't be checked: {type(exc).__name__}."
         return [Warning(text, hint="Until it answers, the admin gives 503 and usage waits.", id="gateway.W201")]
@@ -160,7 +168,24 @@ def database_problems(databases: Sequence[str] | None = ("default",), **_kwargs:
     if recovering:
         text = "PostgreSQL is in recovery (a replica), so nothing can be recorded."
         findings.append(Error(text, hint="Point DATABASE_URL at the primary.", id="gateway.E202"))
+    if shards not in {None, settings.SHARDS}:
+        text = f"SHARDS is {settings.SHARDS} but this installation was made with {shards}."
+        findings.append(Error(text, hint=f"Set SHARDS={shards}; it can't be changed later.", id="gateway.E203"))
     return findings
+
+
+def installed_shards(cursor: CursorWrapper) -> int | None:
+    """The number of shards that the installation was made with; None before `migrate` and `bootstrap`.
+
+    With another number every tenant's counters would be looked for where they aren't. Plain SQL: this module must not
+    know the app whose table it is.
+    """
+    cursor.execute("SELECT to_regclass('tokens_installation') IS NOT NULL")
+    if cursor.fetchone() != (True,):
+        return None
+    cursor.execute("SELECT shards FROM tokens_installation")
+    row = cursor.fetchone()
+    return None if row is None else int(row[0])
 
 
 def register_checks() -> None:

@@ -1,18 +1,20 @@
 """`DATABASE_URL` in the form that Django wants."""
 
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from django.core.exceptions import ImproperlyConfigured
+
+from config.serverurls import split_url
 
 
 def database_settings(url: str) -> dict[str, Any]:
     """Parse ``postgresql://user:password@host:port/name?option=value`` (libpq's URI form).
 
     A unix socket folder is given as ``?host=/folder``; other query parameters become connection options.
-    Raises ImproperlyConfigured for any other scheme: PostgreSQL is the only ledger.
+    Raises ImproperlyConfigured for any other scheme (PostgreSQL is the only ledger), and for a URL that can't be read.
     """
-    parts = urlsplit(url)
+    parts = split_url("DATABASE_URL", url)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ImproperlyConfigured("DATABASE_URL must start with postgresql://.")
     options = dict(parse_qsl(parts.query))

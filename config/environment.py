@@ -1,7 +1,7 @@
 """Typed reading of settings from the environment.
 
 Every variable may also be given as ``NAME_FILE``, the path of a file that holds the value (Docker and Kubernetes
-secrets). When neither ``DATABASE_URL`` nor its file is set, the variables that the supervisor recorded in
+secrets). Unless ``DATABASE_URL`` or its file names another database, the variables that the supervisor recorded in
 ``$DATA/run.json`` stand in for the missing ones, so that ``manage.py`` finds the stack that `make run` started.
 """
 
@@ -19,8 +19,10 @@ class Environment:
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.data = Path(variables.get("DATA") or ".data").resolve()
         self._variables = dict(variables)
-        if not ({"DATABASE_URL", "DATABASE_URL_FILE"} & variables.keys()):
-            self._variables = {**self._recorded(), **self._variables}
+        recorded = self._recorded()
+        given = {"DATABASE_URL", "DATABASE_URL_FILE"} & variables.keys()
+        if all(variables[name] == recorded.get(name) for name in given):
+            self._variables = {**recorded, **self._variables}
 
     def _recorded(self) -> dict[str, str]:
         try:

@@ -8,11 +8,13 @@ and a cache must not be what fills it.
 
 from dataclasses import dataclass
 from functools import cache
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 import redis
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+
+from config.serverurls import split_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Address:
     def url(self, database: int | None = None) -> str:
         """The address as redis-py writes it, for another database of the same server if asked."""
         number = self.database if database is None else database
-        credentials = f"{quote(self.username)}:{quote(self.password)}@" if self.password else ""
+        credentials = f"{_quoted(self.username)}:{_quoted(self.password)}@" if self.password else ""
         if self.path:
             return f"unix://{credentials}{quote(self.path)}?db={number}"
         return f"{'rediss' if self.tls else 'redis'}://{credentials}{self.host}:{self.port}/{number}"
@@ -39,20 +41,27 @@ class Address:
         """The address as kombu writes it; a socket is ``redis+socket://`` with ``virtual_host``."""
         if not self.path:
             return self.url(database)
-        credentials = f":{quote(self.password)}@" if self.password else ""
+        credentials = f":{_quoted(self.password)}@" if self.password else ""
         return f"redis+socket://{credentials}{quote(self.path)}?virtual_host={database}"
 
 
-def parse_address(url: str) -> Address:
-    """Parse a ``redis://``, ``rediss://`` or ``unix://`` URL. Raises ImproperlyConfigured for anything else."""
-    parts = urlsplit(url)
+def _quoted(text: str) -> str:
+    return quote(text, safe="")  # a "/" would end the part of the URL that it stands in
+
+
+def parse_address(url: str, name: str = "REDIS_URL") -> Address:
+    """Parse a ``redis://``, ``rediss://`` or ``unix://`` URL.
+
+    Raises ImproperlyConfigured, naming the setting `name`, for anything else.
+    """
+    parts = split_url(name, url)
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ImproperlyConfigured("REDIS_URL must start with redis://, rediss:// or unix://.")
+        raise ImproperlyConfigured(f"{name} must start with redis://, rediss:// or unix://.")
     query = parse_qs(parts.query)
     unix = parts.scheme == "unix"
     number = query.get("db", ["0"])[0] if unix or "db" in query else (parts.path.lstrip("/") or "0")
     if not number.isdigit():
-        raise ImproperlyConfigured("REDIS_URL must name its database by number, as in redis://host:6379/0.")
+        raise ImproperlyConfigured(f"{name} must name its database by number, as in redis://host:6379/0.")
     return Address(
         path=unquote(parts.path) if unix else "",
         host="" if unix else (parts.hostname or "127.0.0.1"),

@@ -14,6 +14,7 @@ from django.urls import reverse_lazy
 from config.databases import database_settings
 from config.environment import process_environment
 from config.redis import parse_address
+from config.serverurls import split_url
 
 env = process_environment()
 
@@ -51,6 +52,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 REDIS_URL = env.text("REDIS_URL")
 _store = parse_address(REDIS_URL)
 CACHE_URL = env.text("CACHE_URL", _store.url(_store.database + 1))
+split_url("CACHE_URL", CACHE_URL)  # refused here; its library's own error would show a part of the password
 CACHES = {
     "default": {
         "BACKEND": "django_redis.cache.RedisCache",
@@ -100,6 +102,8 @@ LOGGING = {"level": LOG_LEVEL}
 
 # Celery
 CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", _store.celery_url(_store.database + 2))
+for _broker in CELERY_BROKER_URL.split(";"):  # Celery takes the next one when one is down
+    split_url("CELERY_BROKER_URL", _broker)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -204,6 +208,7 @@ UNFOLD = {
     "SITE_TITLE": "Gem Heaven Gateway",
     "SITE_HEADER": "Gem Heaven Gateway",
     "SITE_SYMBOL": "diamond",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("gateway/favicon.svg")}],
     "SITE_URL": None,
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda request: static("gateway/admin.css")],

@@ -12,6 +12,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK = "127.0.0.1"
+LONGEST = 45  # characters: eight groups of IPv6, the last two written as IPv4
 
 
 def client_address(peer: str, forwarded: str | None, trusted: Sequence[Network]) -> str:
@@ -41,9 +42,13 @@ def client_address(peer: str, forwarded: str | None, trusted: Sequence[Network])
     return str(current)
 
 
-@lru_cache(maxsize=4096)
 def parse(text: str) -> Address | None:
     """The address that `text` spells; None for anything else, and for one with a zone (``fe80::1%eth0``)."""
+    return _parse(text) if len(text) <= LONGEST else None
+
+
+@lru_cache(maxsize=4096)  # its keys come from anybody, so `parse` bounds their length
+def _parse(text: str) -> Address | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -12,7 +12,7 @@ from tokens.admission import keys
 from tokens.admission.connection import StoreConnection, StoreError, StoreUnavailable
 from tokens.admission.principal import Principal, locate, read_principal
 
-REMEMBERED = 200_000  # principals a process, some hundred bytes each
+REMEMBERED = 20_000  # principals a process, about 4 KB each with their plan; the others cost two round trips
 
 
 def presented_token(meta: Mapping[str, str]) -> str:

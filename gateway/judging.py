@@ -12,7 +12,7 @@ The table, for the OpenAI Images API:
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -27,13 +27,13 @@ UNKNOWN_OUTCOME = "The remote AI service did not complete the call; whether it w
 
 
 class _Image(msgspec.Struct):
-    url: str | None = None
+    url: Any = None
     b64_json: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Answer(msgspec.Struct):
     data: list[_Image]
-    created: int | float | None = None
+    created: Any = None
     output_format: Any = None
     usage: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -84,7 +84,7 @@ def read_usage(raw: bytes, estimate: int) -> Usage:
     """
     try:
         fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or fields.get("total_tokens") is None:
         return Usage(estimate, None, None, None, "missing")
@@ -95,8 +95,8 @@ def read_usage(raw: bytes, estimate: int) -> Usage:
     return Usage(reported, reported, *parts, "reported")
 
 
-def _is_link(url: str | None) -> bool:
-    return url is not None and url.startswith(("https://", "http://")) and url.isprintable() and len(url) < 8192
+def _is_link(url: Any) -> TypeGuard[str]:
+    return isinstance(url, str) and url.startswith(("https://", "http://")) and url.isprintable() and len(url) < 8192
 
 
 def _delivered(answer: Answer, n: int, estimate: int) -> Delivered | None:
@@ -107,13 +107,13 @@ def _delivered(answer: Answer, n: int, estimate: int) -> Delivered | None:
     encoded, urls = [], []
     for image in content.data[:n]:
         raw = bytes(image.b64_json)
-        if raw.startswith(b'"'):
+        if raw.startswith(b'"') and raw != b'""':
             encoded.append(raw[1:-1])
-        elif image.url is not None and _is_link(image.url):
+        elif _is_link(image.url):
             urls.append(image.url)
     if not encoded and not urls:
         return None
-    created = int(content.created) if content.created and 0 < content.created < 2**40 else None
+    created = content.created if type(content.created) is int and 0 < content.created < 2**40 else None
     return Delivered(encoded, urls, created, read_usage(bytes(content.usage), estimate))
 
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from gateway import metrics
 from gateway.authentication import require_allowed
 from gateway.catalog import UpstreamModel
-from gateway.errors import ApiError, Unavailable, UpstreamFailed
+from gateway.errors import ApiError, InvalidRequest, Unavailable, UpstreamFailed
 from gateway.imageforms import NotAnImage
 from gateway.images import StorageFailed
 from gateway.judging import UNKNOWN_OUTCOME, Delivered, Failed, Usage, judge
@@ -63,6 +63,20 @@ class Skeleton(msgspec.Struct, frozen=True):
     error: str = ""  # an error type that is replayed instead
 
 
+def choose_model(runtime: Runtime, principal: Principal, asked: GenerationRequest) -> UpstreamModel:
+    """The model that answers this call. Raises InvalidRequest when it can't draw it, Unavailable when there is none."""
+    model = runtime.catalog.pick(principal.model) if runtime.catalog else None
+    if model is None:
+        raise Unavailable("No model is configured to answer this call.", 30)
+    if asked.size not in model.sizes:
+        raise InvalidRequest(f"The field size must be one that the model draws: {', '.join(model.sizes)}.")
+    if len(asked.prompt) > model.prompt_limit:
+        raise InvalidRequest(f"The field prompt may have at most {model.prompt_limit} characters for this model.")
+    if principal.counts_tokens and not runtime.trusts_bound(model, asked.size):
+        raise Unavailable("The model cost more tokens than its upper bound allows; its operator must raise it.", 60)
+    return model
+
+
 def estimate_tokens(model: UpstreamModel, asked: GenerationRequest) -> int:
     """An upper bound: `n` of the dearest image of this size, and a token for each byte of the prompt."""
     return asked.n * model.sizes[asked.size] + len(asked.prompt.encode())
@@ -103,10 +117,11 @@ async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
     for _ in range(3):
         if not runtime.generation:
             raise Unavailable("The gateway can't admit calls at the moment: its store isn't ready.")
+        asked_at = time.monotonic()  # before the answer is read: a process that is held up can't tell when it came
         decision = await _decide(runtime, call)
         call.standings = decision.standings
         if decision.status == "ADMITTED":
-            call.admitted_at = time.monotonic()
+            call.admitted_at = asked_at
             return None
         if decision.status == "REPLAY":
             call.replayed = True
@@ -114,13 +129,22 @@ async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
         if decision.status == "STALE":
             call.principal = await runtime.authenticator.authenticate(call.token, fresh=True)
             require_allowed(call.principal, call.address, call.origin)
+            call.model = choose_model(runtime, call.principal, call.asked)
+            call.estimate = estimate_tokens(call.model, call.asked)
         elif decision.status == "GENERATION":
-            await runtime.refresh_generation()
+            await _read_generation(runtime)
         elif decision.status != "PERIOD":
             if decision.status == "INVALID":
                 runtime.authenticator.drop(call.token)
             raise refusal(decision)
     raise Unavailable("The gateway can't admit this call at the moment.")
+
+
+async def _read_generation(runtime: Runtime) -> None:
+    try:
+        await runtime.refresh_generation()
+    except (StoreUnavailable, StoreError) as exc:
+        raise Unavailable("The gateway can't admit calls at the moment: its store doesn't answer.") from exc
 
 
 async def _decide(runtime: Runtime, call: Call) -> Decision:
@@ -213,7 +237,7 @@ async def _keep_and_settle(runtime: Runtime, call: Call, delivered: Delivered) -
     if usage.charged > call.estimate:
         metrics.counted("estimate_exceeded")
         logger.error("usage above the model's upper bound", extra={"model": call.model.name, "tokens": usage.charged})
-        await runtime.distrust_bound(call.model, call.asked.size)
+        runtime.distrust_bound(call.model, call.asked.size)
     skeleton = Skeleton(
         created=delivered.created or int(time.time()),
         names=[image.name for image in kept],

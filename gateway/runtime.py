@@ -40,7 +40,8 @@ class Runtime:
         self.images = image_store()
         self.spool = Spool(settings.SPOOL_ROOT)
         self.catalog: Catalog | None = None
-        self._exceeded: dict[bytes, int] = {}
+        self._exceeded: dict[bytes, int] = {}  # as the store knows them
+        self._unpublished: dict[bytes, int] = {}  # and what it must still learn
         self.generation = ""  # empty while the store we are connected to isn't confirmed
         self.draining = False
         self.calls: set[asyncio.Task[Any]] = set()
@@ -91,16 +92,15 @@ class Runtime:
 
     def trusts_bound(self, model: UpstreamModel, size: str) -> bool:
         """Whether no call has cost more than the bound that `model` has now for `size`."""
-        return model.sizes[size] > self._exceeded.get(f"{model.name}:{size}".encode(), -1)
+        name = f"{model.name}:{size}".encode()
+        return model.sizes[size] > max(self._exceeded.get(name, -1), self._unpublished.get(name, -1))
 
-    async def distrust_bound(self, model: UpstreamModel, size: str) -> None:
-        """Remember in the store that a call cost more than the bound allows; raising the bound ends it."""
-        name, bound = f"{model.name}:{size}", model.sizes[size]
-        self._exceeded[name.encode()] = bound
-        try:
-            await self.store.call("HSET", keys.EXCEEDED, name, bound)
-        except (StoreUnavailable, StoreError) as exc:
-            logger.warning("an exceeded bound is known to this process only", extra={"reason": str(exc)})
+    def distrust_bound(self, model: UpstreamModel, size: str) -> None:
+        """Remember that a call cost more than the bound allows; the store learns it with the next refresh.
+
+        Raising the bound ends it.
+        """
+        self._unpublished[f"{model.name}:{size}".encode()] = model.sizes[size]
 
     async def settle(self, ending: Ending) -> None:
         """End a call in the store; retried for a while, then spooled. Raises OSError when the spool fails too."""
@@ -139,6 +139,9 @@ class Runtime:
         await self.refresh_generation()
         exceeded = await self.store.setup_call("HGETALL", keys.EXCEEDED)
         self._exceeded = {name: int(bound) for name, bound in zip(exceeded[::2], exceeded[1::2], strict=True)}
+        for name, bound in list(self._unpublished.items()):
+            await self.store.setup_call("HSET", keys.EXCEEDED, name, bound)
+            self._exceeded[name] = self._unpublished.pop(name)
         raw = await self.store.setup_call("GET", keys.CATALOG)
         if raw is not None and raw != self._catalog_raw:
             try:
@@ -155,12 +158,16 @@ class Runtime:
                     await self._refresh()
                 except (StoreUnavailable, StoreError) as exc:
                     logger.warning("the store can't be read", extra={"reason": str(exc)})
+                except Exception:  # otherwise one surprise would end refreshing for good
+                    logger.exception("the store can't be read")
 
     async def _replay_forever(self) -> None:
         while True:
             if self.store.ready:
                 try:
                     await self.spool.replay(lambda ending: finish(self.store, ending))
-                except (StoreUnavailable, StoreError, OSError) as exc:
+                except (StoreUnavailable, OSError) as exc:
                     logger.warning("the spool can't be replayed", extra={"reason": str(exc)})
+                except Exception:  # otherwise one surprise would end replaying for good
+                    logger.exception("the spool can't be replayed")
             await asyncio.sleep(REPLAY_SECONDS)

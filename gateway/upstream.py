@@ -59,6 +59,21 @@ def _endpoint(base_url: str) -> httpx.URL:
     return httpx.URL(f"{base_url}/images/generations")
 
 
+def _request(model: UpstreamModel, body: _Body, request_id: str) -> httpx.Request:
+    return httpx.Request(
+        "POST",
+        _endpoint(model.base_url),
+        headers={
+            "Authorization": f"Bearer {model.key}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body.content)),
+            "Accept": "application/json",
+            "X-Request-Id": request_id,
+        },
+        stream=body,
+    )
+
+
 class Upstream:
     """The client of one process. `connect_timeout` and `deadline` in seconds, `answer_limit` in bytes."""
 
@@ -92,18 +107,10 @@ class Upstream:
         if model.answer_form:
             fields["response_format"] = model.answer_form
         body = _Body(msgspec.json.encode(fields))
-        request = httpx.Request(
-            "POST",
-            _endpoint(model.base_url),
-            headers={
-                "Authorization": f"Bearer {model.key}",
-                "Content-Type": "application/json",
-                "Content-Length": str(len(body.content)),
-                "Accept": "application/json",
-                "X-Request-Id": request_id,
-            },
-            stream=body,
-        )
+        try:
+            request = _request(model, body, request_id)
+        except Exception as exc:  # a base URL or key that no request can carry
+            raise UpstreamError("upstream_failed", dispatched=False) from exc
         try:
             async with asyncio.timeout(self.deadline):
                 return await self._exchange(request)

@@ -12,7 +12,6 @@ from rest_framework.response import Response
 from gateway import throttling
 from gateway.asyncviews import AsyncAPIView
 from gateway.authentication import presented_token, require_allowed
-from gateway.catalog import UpstreamModel
 from gateway.errors import (
     ApiError,
     InvalidRequest,
@@ -26,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.headers import rate_limit_headers
 from gateway.judging import UNKNOWN_OUTCOME
-from gateway.lifecycle import Call, Skeleton, admit_call, carry_out, estimate_tokens, fingerprint
+from gateway.lifecycle import Call, Skeleton, admit_call, carry_out, choose_model, estimate_tokens, fingerprint
 from gateway.presenting import answer, remaining_after
 from gateway.requests import LeanRequest
 from gateway.runtime import Runtime
@@ -35,7 +34,7 @@ from tokens.admission.admission import Standing, standing
 from tokens.admission.connection import StoreError, StoreUnavailable
 from tokens.admission.principal import Principal
 
-REFUSED_BEFORE_ADMISSION = (InvalidRequest, UnsupportedMediaType, TooLarge, NotAllowed)
+REFUSED_BEFORE_ADMISSION = (InvalidRequest, UnsupportedMediaType, TooLarge, NotAllowed, Unavailable)
 AGENT_CHARACTERS = 200
 
 
@@ -50,11 +49,11 @@ class GenerateImage(AsyncAPIView):
         try:
             asked = await self._validate(http, principal)
             call = self._prepare(http, token, principal, asked)
+            if runtime.draining or len(runtime.calls) >= settings.IN_FLIGHT_LIMIT:
+                raise Unavailable("The gateway is stopping." if runtime.draining else "The gateway is busy.")
         except REFUSED_BEFORE_ADMISSION as exc:
             await self._add_standings(http, token, exc)
             raise
-        if runtime.draining or len(runtime.calls) >= settings.IN_FLIGHT_LIMIT:
-            raise Unavailable("The gateway is stopping." if runtime.draining else "The gateway is busy.")
         return await self._carry(runtime, call)
 
     async def _authenticate(self, request: LeanRequest) -> tuple[str, Principal]:
@@ -80,7 +79,7 @@ class GenerateImage(AsyncAPIView):
         return validate(await request.read_body())
 
     def _prepare(self, request: LeanRequest, token: str, principal: Principal, asked: GenerationRequest) -> Call:
-        model = self._model(request.runtime, principal, asked)
+        model = choose_model(request.runtime, principal, asked)
         key = request.META.get("HTTP_IDEMPOTENCY_KEY")
         if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable() and " " not in key):
             raise InvalidRequest("Idempotency-Key must have 1 to 255 visible ASCII characters.")
@@ -98,18 +97,6 @@ class GenerateImage(AsyncAPIView):
             fingerprint=fingerprint(asked, settings.SECRET_KEY.encode()) if key else "",
         )
         return call
-
-    def _model(self, runtime: Runtime, principal: Principal, asked: GenerationRequest) -> UpstreamModel:
-        model = runtime.catalog.pick(principal.model) if runtime.catalog else None
-        if model is None:
-            raise Unavailable("No model is configured to answer this call.", 30)
-        if asked.size not in model.sizes:
-            raise InvalidRequest(f"The field size must be one that the model draws: {', '.join(model.sizes)}.")
-        if len(asked.prompt) > model.prompt_limit:
-            raise InvalidRequest(f"The field prompt may have at most {model.prompt_limit} characters for this model.")
-        if principal.counts_tokens and not runtime.trusts_bound(model, asked.size):
-            raise Unavailable("The model cost more tokens than its upper bound allows; its operator must raise it.", 60)
-        return model
 
     async def _add_standings(self, request: LeanRequest, token: str, error: ApiError) -> None:
         """Refused before admission: read the token anew (it may be revoked by now) and what it has left."""

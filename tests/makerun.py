@@ -17,7 +17,7 @@ import httpx
 import psycopg
 
 from config.supervisor import orphans, runfile
-from config.supervisor.account import PopenArguments
+from config.supervisor.account import Account, popen_arguments
 from tests.processes import ROOT, free_port, wait_until
 
 LAST_LINE = "Ctrl-C stops everything."
@@ -38,14 +38,14 @@ class Stack:
     """A stack on a data folder, through `make run` or straight through the supervisor."""
 
     def __init__(
-        self, data: Path, *, through_make: bool = False, account: PopenArguments | None = None, **environment: str
+        self, data: Path, *, through_make: bool = False, account: Account | None = None, **environment: str
     ) -> None:
         self.data, self.port = data, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data.with_name(f"{data.name}.log")
         self.process: subprocess.Popen[bytes] | None = None
         self._through_make = through_make
-        self._account: PopenArguments = account or {}
+        self._account = popen_arguments(account)
         self._environment = environment
 
     def launch(self, **environment: str) -> subprocess.Popen[bytes]:
@@ -173,8 +173,10 @@ def stack(name: str = "data", **options: Any) -> Iterator[Stack]:
     try:
         yield made
     finally:
-        made.clear_away()
-        shutil.rmtree(folder)
+        try:
+            made.clear_away()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def workers(web: int) -> Mapping[int, int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from gateway import catalog
 from gateway.models import ModelSize, Provider
 from tests.conftest import Customer, Gateway, point_at
+from tests.ledgerwatch import outcome
 from tests.processes import wait_until
 
 
@@ -32,3 +33,19 @@ def test_it_charges_what_was_reported_and_takes_the_model_out_of_token_quotas(
     ModelSize.objects.filter(model=model, size="256x256").update(most_tokens=4000)
     catalog.publish()
     wait_until(lambda: gateway.post(limited.secret, body).status_code == 200)
+
+
+def test_a_changed_model_holds_for_the_very_next_call_of_a_warm_process(
+    gateway: Gateway, make_customer: Callable[..., Customer]
+) -> None:
+    url = Provider.objects.get(name="sandbox").base_url.removesuffix("/v1")
+    point_at(url, name="cheaper", default=False)
+    point_at(url, name="dearer", default=False)
+    customer = make_customer(model="cheaper")
+    body = {"prompt": "a topaz", "size": "256x256"}
+    wait_until(lambda: gateway.post(customer.secret, body).status_code == 200)
+    customer.tenant.refresh_from_db()
+    customer.tenant.model = "dearer"
+    customer.tenant.save()
+    answer = gateway.post(customer.secret, body)
+    assert outcome(answer.headers["x-request-id"]).model == "dearer"

@@ -20,7 +20,7 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PAGES = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) if "decisions" not in path.parts]
 
 # Read by the supervisor, by Environment itself and by the metrics, not through `env` in the settings.
-ELSEWHERE = {"DATA", "PORT", "WEB_WORKERS", "PROMETHEUS_MULTIPROC_DIR"}
+ELSEWHERE = {"DATA", "DEMO", "PORT", "WEB_WORKERS", "PROMETHEUS_MULTIPROC_DIR"}
 READERS = {"text", "number", "integer", "flag", "words", "path", "_networks"}
 
 

@@ -221,6 +221,41 @@ def test_control_without_the_comparison_a_rolled_back_store_over_admits(
     assert images_booked(caller) == 8, "of a quota of six"
 
 
+def test_calls_that_were_open_when_the_store_lost_its_generation_hold_what_they_may_have_cost(
+    valkey: EmbeddedValkey,
+) -> None:
+    """Four images a day: one drawn, three of calls whose process was killed. Nothing is left afterwards."""
+    guardian.confirm()
+    caller = Caller(limits=("images:4/day", "images:4/hour"))
+    caller.calls(("exact", 1, 300, ""))
+    book()
+    late = [caller.admit(1) for _ in range(2)][1]
+    for shard in range(16):
+        store().hdel(keys.meta(shard), "generation")
+    assert guardian.confirm() == "fenced"
+    until_rebuilt()
+    (figures,) = [found for name, (found, _) in counters().items() if f"tenant:{caller.tenant.pk}:day" in name]
+    assert figures["reserved_images"] == 0
+    assert figures["images"] == 3
+    assert caller.admit(2)[0] == "REFUSED"
+    assert caller.end(late[1], late[2], "exact", 1, 200) == b"DONE"
+    assert caller.use("tenant", f"day:{open_periods(Calendar('UTC'), time.time()).day}")[1] == 3, (
+        "counted by the rebuild"
+    )
+    assert caller.admit(1)[0] == "ADMITTED"
+
+
+def test_a_rebuilt_store_remembers_hourly_rates(valkey: EmbeddedValkey) -> None:
+    guardian.confirm()
+    caller = Caller(limits=("images:4/hour",))
+    caller.calls(EXACT)
+    book()
+    store().flushall()
+    until_rebuilt()
+    assert caller.admit(2)[0] == "ADMITTED"
+    assert caller.admit(1)[0] == "REFUSED"
+
+
 def images_booked(caller: Caller) -> int:
     """The images of a caller that are in the ledger."""
     return sum(UsageRecord.objects.filter(tenant=caller.tenant).values_list("images", flat=True))

@@ -141,6 +141,8 @@ def test_the_running_stack_stands_in_only_for_what_is_missing(tmp_path: Path) ->
     (tmp_path / "run.json").write_text('{"environment": {"DATABASE_URL": "recorded", "PUBLIC_URL": "recorded"}}')
     environment = Environment({"DATA": str(tmp_path), "PUBLIC_URL": "given"})
     assert (environment.text("DATABASE_URL"), environment.text("PUBLIC_URL")) == ("recorded", "given")
+    same = Environment({"DATA": str(tmp_path), "DATABASE_URL": "recorded"})
+    assert same.text("PUBLIC_URL") == "recorded"
     elsewhere = Environment({"DATA": str(tmp_path), "DATABASE_URL": "given"})
     with pytest.raises(ImproperlyConfigured, match="PUBLIC_URL is not set"):
         elsewhere.text("PUBLIC_URL")

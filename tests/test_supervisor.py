@@ -1,6 +1,7 @@
 """The supervisor behind `make run`: orphans, servers that die, and starts that must be refused in one sentence."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -272,6 +273,15 @@ def test_it_refuses_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "OLDEST", (99, 0))
     with pytest.raises(SystemExit, match="or newer is needed"):
         install.refuse_unfit_python()
+
+
+def test_what_tests_need_holds_what_a_run_needs() -> None:
+    """`make run` after `make test` installs nothing: the same versions are there."""
+    pins = {
+        name: set(re.findall(r"^\S+==\S+", (ROOT / "requirements" / f"{name}.txt").read_text(), re.MULTILINE))
+        for name in ("base", "run", install.LARGEST)
+    }
+    assert pins["base"] < pins["run"] < pins[install.LARGEST]
 
 
 def test_it_goes_on_when_the_terminal_is_gone() -> None:

@@ -7,7 +7,7 @@ tokens.stopping or by `save()` and `delete()`; bulk updates are refused, they wo
 
 import datetime as dt
 import zoneinfo
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Self
 
 from django.contrib.postgres.fields import ArrayField
@@ -23,7 +23,7 @@ from tokens.limits import Period as Period
 from tokens.outbox import Entry, Kind, Part, Published, note_deletion
 from tokens.outbox import OutboxEntry as OutboxEntry
 from tokens.users import User as User
-from tokens.validators import validate_network, validate_origin, validate_timezone
+from tokens.validators import validate_model_name, validate_network, validate_origin, validate_timezone
 
 
 class Status(models.TextChoices):
@@ -55,9 +55,10 @@ class Tenant(Published):
         verbose_name="allowed origins",
         help_text="Web origins whose pages may call, such as https://app.example, separated by commas. * allows all.",
     )
-    model = models.SlugField(
+    model = models.CharField(
         max_length=100,
         blank=True,
+        validators=[validate_model_name],
         help_text="The model that answers its calls. Empty: the gateway's default model.",
     )
     created_at = models.DateTimeField(default=now, editable=False)
@@ -77,14 +78,17 @@ class Tenant(Published):
         """The tenant's record."""
         return Entry(Kind.TENANT, self.pk, self.pk)
 
-    def prepare(self, stored: Self | None) -> Iterable[str]:
-        """Let a changed time zone begin with the next month of the one in force, so that no open period changes."""
+    def prepare(self, stored: Self | None, changed: Collection[str]) -> Iterable[str]:
+        """Let a changed time zone begin with the next month of the one in force, so that no open period changes.
+
+        Saving the zone in force by name (`update_fields`) cancels a change that has yet to begin.
+        """
         if stored is None:
             return ()
         at = now()
         current = stored.zone(at).key
         pending = stored.next_timezone if stored.next_timezone != current else ""
-        wanted = self.timezone if self.timezone != stored.timezone else pending
+        wanted = self.timezone if "timezone" in changed else pending
         self.timezone, self.next_timezone, self.next_timezone_from = current, "", None
         if wanted and wanted != current:
             zone = zoneinfo.ZoneInfo(current)
@@ -115,7 +119,7 @@ class Membership(Published):
         """The member's record."""
         return Entry(Kind.MEMBER, self.pk, self.tenant_id)
 
-    def prepare(self, stored: Self | None) -> Iterable[str]:
+    def prepare(self, stored: Self | None, changed: Collection[str]) -> Iterable[str]:
         """Keep the member in its tenant: tokens and the books refer to it there."""
         if stored is not None and (stored.tenant_id, stored.user_id) != (self.tenant_id, self.user_id):
             raise ValidationError("A member stays who it is, in its tenant. Add another member instead.")
@@ -163,7 +167,7 @@ class ProxyToken(Published):
         """The token's record."""
         return Entry(Kind.TOKEN, self.pk, self.tenant_id)
 
-    def prepare(self, stored: Self | None) -> Iterable[str]:
+    def prepare(self, stored: Self | None, changed: Collection[str]) -> Iterable[str]:
         """Keep the token with its member, and a revoked one revoked, whatever an older copy of the row says."""
         if self.member.tenant_id != self.tenant_id:
             raise ValidationError("The member belongs to another tenant.")

@@ -6,7 +6,8 @@ transaction; after the commit `committed` is sent, which publishes at once (toke
 the store has the change, so one that couldn't be published is published later by a task.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -89,9 +90,15 @@ class PublishedQuerySet(models.QuerySet[ModelT]):
 
 
 class Published(models.Model):
-    """A row that is one record in the store. `version` rises with every change of it and of its parts."""
+    """A row that is one record in the store. `version` rises with every change of it and of its parts.
+
+    A copy remembers what it read, and saving it writes what has been changed in it since: whatever else the row has
+    become meanwhile, suspended above all, stays.
+    """
 
     UNPUBLISHED: ClassVar[frozenset[str]] = frozenset()
+
+    _read: Mapping[str, Any] = {}  # what this copy read, by the field's name
 
     version = models.PositiveBigIntegerField(default=1, editable=False)
 
@@ -100,32 +107,82 @@ class Published(models.Model):
     class Meta:
         abstract = True
 
+    @classmethod
+    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any]) -> Self:
+        """A copy of a row, which remembers what it read."""
+        row = super().from_db(db, field_names, values)
+        row._read = row._held()
+        return row
+
+    def refresh_from_db(
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[Self] | None = None,
+    ) -> None:
+        """Read the row once more, or these fields of it."""
+        names = None if fields is None else list(fields)
+        super().refresh_from_db(using, names, from_queryset)
+        self._remember(self._held(names))
+
     def entry(self) -> Entry:
         """The record's name in the outbox."""
         raise NotImplementedError
 
-    def prepare(self, stored: Self | None) -> Iterable[str]:
+    def prepare(self, stored: Self | None, changed: Collection[str]) -> Iterable[str]:
         """Called before each save, with the row as it is now (locked; None: a new one).
 
-        Keeps what must not change from changing: adjusts or raises ValidationError. Returns the names of fields that
-        it set, so that a save of some fields writes them, too.
+        `changed` names the fields that the save is to change: those it was told of, or else those that differ from
+        what this copy read. Keeps what must not change from changing: adjusts or raises ValidationError. Returns the
+        names of fields that it set, so that a save of some fields writes them, too.
         """
         raise NotImplementedError
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save, raise the version, and publish after the commit. Raises what `prepare` raises."""
+        """Save what has been changed, raise the version, and publish after the commit. Raises what `prepare` raises.
+
+        `update_fields` names the fields to save instead, whether they differ from what this copy read or not.
+        """
         some = kwargs.get("update_fields")
         with transaction.atomic():
             # NO KEY: inserting a row that refers to this one mustn't wait.
             rows = type(self)._default_manager.select_for_update(no_key=True)
             stored = rows.filter(pk=self.pk).first() if self.pk is not None else None
-            prepared = self.prepare(stored)
+            changed = self._changed() if some is None else set(some)
+            if stored is not None:
+                self._take_over(stored, self._changed() | changed)
+            prepared = self.prepare(stored, changed)
             if stored is not None:
                 self.version = stored.version + 1
             if some is not None:
                 kwargs["update_fields"] = {*some, *prepared, "version"}
             super().save(*args, **kwargs)
+            # Not before the commit: after a rollback, what was changed in this copy is still to be saved.
+            transaction.on_commit(partial(self._remember, self._held(kwargs.get("update_fields"))))
             note_change(self.entry())
+
+    def _held(self, names: Collection[str] | None = None) -> dict[str, Any]:
+        """The values that this copy holds of these fields, or of all. Lists are copied: they may be changed in place."""
+        held = self.__dict__
+        return {
+            field.name: copy(held[field.attname])
+            for field in self._meta.concrete_fields
+            if field.attname in held and (names is None or field.name in names)
+        }
+
+    def _remember(self, values: Mapping[str, Any]) -> None:
+        """These are what the database holds."""
+        self._read = {**self._read, **values}
+
+    def _changed(self) -> set[str]:
+        """The fields that differ from what was read; of a copy that wasn't read, all."""
+        return {name for name, value in self._held().items() if name not in self._read or value != self._read[name]}
+
+    def _take_over(self, stored: Self, changed: Collection[str]) -> None:
+        """Bring every other field to what the row holds now."""
+        for field in self._meta.concrete_fields:
+            if field.attname in self.__dict__ and field.name not in changed:
+                setattr(self, field.attname, getattr(stored, field.attname))
 
     def raise_version(self, at_least: int = 0) -> None:
         """Within a transaction: raise the version, to `at_least` if that is more, and publish after the commit."""

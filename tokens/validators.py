@@ -1,10 +1,14 @@
-"""What a field of a tenant or a token may hold. Each raises ValidationError with a sentence."""
+"""What a field may hold that more than one part knows. Each raises ValidationError with a sentence."""
 
 import ipaddress
 import re
 import zoneinfo
 
 from django.core.exceptions import ValidationError
+from django.core.validators import RegexValidator
+
+# A model's name wherever it stands: in the catalog, with a tenant, in the price list.
+validate_model_name = RegexValidator(r"^[A-Za-z0-9_.:/-]+\Z", "Letters, digits and . : / - _ only.")
 
 
 def validate_timezone(name: str) -> None:

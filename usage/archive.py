@@ -21,8 +21,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 from django.db.migrations.recorder import MigrationRecorder
@@ -55,11 +56,49 @@ class DamagedArchive(Exception):
     """The file isn't a backup of ours, or not a whole one; the message says which."""
 
 
+class Manifest(msgspec.Struct):
+    """What a restore reads of manifest.json. `migrations` are [app, name] each, `tables` have their columns."""
+
+    format: int
+    shards: int
+    migrations: list[list[str]]
+    tables: dict[str, list[str]]
+    partitions: list[str]
+
+
+class Secrets(msgspec.Struct):
+    """settings.json: the settings without which the rows can't be used, as the environment takes them."""
+
+    SECRET_KEY: str
+    TOKEN_PEPPERS: str
+    ENCRYPTION_KEYS: str
+
+
+class End(msgspec.Struct):
+    """end.json: the number of rows of each table, the last value of each sequence that was used."""
+
+    rows: dict[str, int]
+    sequences: dict[str, int]
+
+
+Part = TypeVar("Part", Manifest, Secrets, End)
+
+
+def decode(name: str, content: bytes, kind: type[Part]) -> Part:
+    """The content of the JSON member `name`. Raises DamagedArchive when that isn't what the member must hold."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError:  # its text, and the content in a traceback, could show a secret
+        pass
+    raise DamagedArchive(f"This is not a backup of the gateway, or it is damaged: {name} can't be read.")
+
+
 class Writer:
     """Writes a new archive, mode 0600. Raises FileExistsError rather than replace a file. Close it with `finish`."""
 
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._folder = path.parent
         self._file = os.fdopen(descriptor, "wb")
         self._gzip = gzip.GzipFile(fileobj=self._file, mode="wb", compresslevel=COMPRESSION)
         self._tar = tarfile.open(fileobj=self._gzip, mode="w|")  # noqa: SIM115 - closed by `finish`
@@ -97,6 +136,16 @@ class Writer:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        sync_folder(self._folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of the files in a folder survive a power cut; a file's own fsync is about its content only."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -115,7 +164,8 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
                         yield member.name, part.read()
             while content.read(PART_BYTES):  # to the end, where the checksum stands
                 pass
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        # ValueError, OverflowError: a header with impossible numbers or names
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as exc:
             raise DamagedArchive(f"{path} is not a backup, or is damaged or cut off.") from exc
 
 

@@ -1,12 +1,13 @@
 """Tables for spreadsheets."""
 
-import csv
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Protocol
 
-# A cell that begins with one of these may be run as a formula when the file is opened (OWASP, "CSV Injection").
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# Where a cell begins that a spreadsheet may run as a formula (OWASP, "CSV Injection"): at the text's start, and, in a
+# program whose separator is not the comma, after the separator or line end within it. The full-width signs count too.
+FORMULA = re.compile(r"""(?:^(?=[\t\r\n])|(?:^|[;\t\r\n])(?=["'\s]*[=+\-@＝＋－＠]))""")
 
 
 class Writable(Protocol):
@@ -19,12 +20,11 @@ class Writable(Protocol):
 def write_csv(rows: Iterable[Sequence[object]], out: Writable) -> None:
     """Write rows, the header being the first of them, as RFC 4180 CSV, one by one as they come.
 
-    None is an empty cell, a Decimal is written plainly and exactly. Text that a spreadsheet would run as a formula
-    gets a leading apostrophe; numbers, negative ones too, stay numbers.
+    Numbers stand bare, a Decimal plainly and exactly; None is an empty cell; everything else is text in quotes, with an
+    apostrophe before what a spreadsheet would run as a formula.
     """
-    writer = csv.writer(out)
     for row in rows:
-        writer.writerow([_cell(value) for value in row])
+        out.write(",".join(map(_cell, row)) + "\r\n")
 
 
 def plain(amount: Decimal) -> str:
@@ -33,9 +33,12 @@ def plain(amount: Decimal) -> str:
     return f"{whole}.{places.rstrip('0').ljust(2, '0')}"
 
 
-def _cell(value: object) -> object:
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, Decimal):
         return plain(value)
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
-    return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = FORMULA.sub(r"\g<0>'", str(value)).replace('"', '""')
+    return f'"{text}"'

@@ -6,6 +6,7 @@ reached the highest receipt, otherwise the store lost what it had acknowledged. 
 is fenced for one full lease, so that every call in flight has ended, then rebuilt from PostgreSQL under a new uuid.
 """
 
+import datetime as dt
 import logging
 import math
 import time
@@ -16,12 +17,15 @@ import redis
 from django.conf import settings
 from django.db import connection
 from django.db.models import Count, Max, Q, Sum
+from django.utils.timezone import now
 
 from config.redis import store
 from tokens import directory
 from tokens.admission import keys
 from tokens.admission.periods import Calendar, open_periods
+from tokens.admission.principal import rate_units
 from tokens.models import Limit, Period, Tenant
+from usage import expiry
 from usage.drain import drain
 from usage.models import EventReceipt, Kind, UsageRecord
 
@@ -46,6 +50,16 @@ def confirm(wait: bool = True) -> str:
             cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
+def start_over() -> None:
+    """Rebuild the store whatever it holds, after PostgreSQL was restored; only while no other process runs.
+
+    Raises redis.RedisError and django.db.OperationalError when one of them is out of reach.
+    """
+    client = store()
+    _fence(client, int(time.time()))
+    rebuild(client, f"{uuid.uuid4()}:{client.info('server')['run_id']}")
+
+
 def _confirm(client: redis.Redis, wait: bool) -> str:
     run_id = str(client.info("server")["run_id"])
     metas: list[Any] = [client.hmget(keys.meta(shard), "generation", "rebuild_at") for shard in range(settings.SHARDS)]
@@ -65,8 +79,7 @@ def _confirm(client: redis.Redis, wait: bool) -> str:
     if wait and time.time() < rebuild_at:
         logger.error("the admission store lost data; it is fenced", extra={"seconds": rebuild_at - int(time.time())})
         return "fenced"
-    rebuild(client)
-    _write(client, f"{uuid.uuid4()}:{run_id}")
+    rebuild(client, f"{uuid.uuid4()}:{run_id}")
     return "rebuilt"
 
 
@@ -83,10 +96,14 @@ def _reached(client: redis.Redis, name: str) -> bool:
 
 def _write(client: redis.Redis, generation: str) -> None:
     pipeline = client.pipeline(transaction=True)
+    _add_generation(pipeline, generation)
+    pipeline.execute()
+
+
+def _add_generation(pipeline: Any, generation: str) -> None:
     for shard in range(settings.SHARDS):
         pipeline.hset(keys.meta(shard), mapping={"generation": generation, "counted_since": 0})
         pipeline.hdel(keys.meta(shard), "rebuild_at")
-    pipeline.execute()
 
 
 def _fence(client: redis.Redis, rebuild_at: int) -> None:
@@ -97,16 +114,46 @@ def _fence(client: redis.Redis, rebuild_at: int) -> None:
     pipeline.execute()
 
 
-def rebuild(client: redis.Redis) -> None:
-    """Load the directory and the counters of every open period from PostgreSQL; the store is fenced meanwhile.
+def rebuild(client: redis.Redis, generation: str) -> None:
+    """Load directory, counters and rates of a fenced store from PostgreSQL and open it under a new `generation`.
 
-    The usage events that wait in the store are booked first: the counters are made from the ledger.
+    Calls whose lease is over are ended and the usage events that wait in the store are booked first: the counters are
+    made from the ledger. Should an event come in meanwhile, they are made once more.
     """
-    while drain(claim_after_ms=0):
+    while expiry.expire_overdue():
         pass
     directory.load_all()
-    for tenant in Tenant.objects.all():
-        _load_counters(client, tenant)
+    while True:
+        while drain(claim_after_ms=0):
+            pass
+        _delete_counters(client)
+        for tenant in Tenant.objects.all():
+            _load_counters(client, tenant)
+            _load_rates(client, tenant)
+        if _open(client, generation):
+            return
+
+
+def _open(client: redis.Redis, generation: str) -> bool:
+    """Write the generation in the same step in which no event waits; False when one does."""
+    streams = [keys.usage(shard) for shard in range(settings.SHARDS)]
+    with client.pipeline(transaction=True) as pipeline:
+        try:
+            pipeline.watch(*streams)  # type: ignore[no-untyped-call]
+            if any(pipeline.xlen(stream) for stream in streams):
+                return False
+            pipeline.multi()
+            _add_generation(pipeline, generation)
+            pipeline.execute()
+        except redis.WatchError:
+            return False
+    return True
+
+
+def _delete_counters(client: redis.Redis) -> None:
+    for pattern in ("{s*}:use:*", "{s*}:rate:*"):
+        for name in client.scan_iter(pattern, count=1000):
+            client.delete(name)
 
 
 def _load_counters(client: redis.Redis, tenant: Tenant) -> None:
@@ -132,6 +179,22 @@ def _load_counters(client: redis.Redis, tenant: Tenant) -> None:
         for owner, figures in _sums(records.filter(at__gte=limit.created_at, **{f"{scope}_id": number}), scope):
             pipeline.hset(keys.use(shard, f"{scope}:{owner}", f"total:{limit.pk}"), mapping=figures)
     pipeline.execute()
+
+
+def _load_rates(client: redis.Redis, tenant: Tenant) -> None:
+    """Hourly rates: an arrival time as far ahead as the last hour's use can have left it. Shorter ones are over."""
+    shard = keys.shard_of(tenant.pk, settings.SHARDS)
+    recent = UsageRecord.objects.filter(tenant=tenant, at__gte=now() - dt.timedelta(hours=1))
+    seconds, microseconds = client.time()
+    for limit in Limit.objects.filter(tenant=tenant, period=Period.HOUR):
+        scope = "token" if limit.token_id else "member" if limit.member_id else "tenant"
+        number = limit.token_id or limit.member_id or tenant.pk
+        unit, tolerance = rate_units(limit.period, limit.amount, limit.burst or 0)
+        for owner, figures in _sums(recent.filter(**{f"{scope}_id": number}), scope):
+            ahead = min(figures[limit.metric] * unit, tolerance)
+            if ahead > 0:
+                name = keys.rate(shard, f"{scope}:{owner}", limit.metric, limit.period)
+                client.set(name, seconds * 1_000_000 + microseconds + ahead, px=ahead // 1000 + 1000)
 
 
 def _sums(rows: Any, scope: str) -> list[tuple[int, Any]]:

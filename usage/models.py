@@ -11,6 +11,7 @@ from django.db import models
 from django.utils.timezone import now
 
 from tokens.models import Membership, ProxyToken, Tenant
+from tokens.validators import validate_model_name
 
 # Eight places for a price; tokens are priced by the million (six more), so fourteen hold any cost without rounding.
 PRICE_PLACES = 8
@@ -147,7 +148,9 @@ class Price(models.Model):
     call's size goes before one for any size. A ledger row keeps the price that it was charged at.
     """
 
-    model = models.SlugField(max_length=100, help_text="The model's name, as in the list of models.")
+    model = models.CharField(
+        max_length=100, validators=[validate_model_name], help_text="The model's name, as in the list of models."
+    )
     size = models.CharField(max_length=16, blank=True, help_text="Such as 1024x1024. Empty: any size.")
     per_image = models.DecimalField(
         "an image", max_digits=18, decimal_places=PRICE_PLACES, default=Decimal(0), validators=[MinValueValidator(0)]

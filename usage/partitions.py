@@ -10,14 +10,15 @@ import uuid
 
 from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 
 logger = logging.getLogger(__name__)
 
 MONTHS_AHEAD = 3
+LOCK = 0x6D6F6E746873  # of PostgreSQL, until the transaction's end: "months"
 
 # TRUNCATE fires the trigger of the table it names only, so each partition has its own; triggers for rows are inherited.
 PARTITION = """
-SET LOCAL lock_timeout = '2s';
 CREATE TABLE {name} PARTITION OF usage_record FOR VALUES FROM ('{start}') TO ('{end}');
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON {name}
     FOR EACH STATEMENT EXECUTE FUNCTION usage_record_append_only();
@@ -40,23 +41,33 @@ def create_partitions(today: dt.date, database: BaseDatabaseWrapper = connection
 
     Creating one locks the ledger for an instant. When the lock can't be had within 2 s (a long report runs), or the
     default partition already holds rows of that month, it is left out: those rows stay in the default partition.
+    Several processes may do this at once; each name is returned to the one that created it.
     """
     created = []
     month = today.replace(day=1)
     with database.cursor() as cursor:
         for _ in range(MONTHS_AHEAD + 1):
             name = f"usage_record_{month:%Y_%m}"
-            cursor.execute("SELECT to_regclass(%s)", [name])
-            if cursor.fetchone() == (None,) and _create(database, name, month):
+            if not _exists(cursor, name) and _create(database, name, month):
                 created.append(name)
             month = month_after(month)
     return created
+
+
+def _exists(cursor: CursorWrapper, name: str) -> bool:
+    cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [name])
+    return cursor.fetchone() == (True,)
 
 
 def _create(database: BaseDatabaseWrapper, name: str, month: dt.date) -> bool:
     statement = PARTITION.format(name=name, start=least_request_id(month), end=least_request_id(month_after(month)))
     try:
         with transaction.atomic(using=database.alias), database.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '2s'")
+            # One creator at a time; the others look again, or the table would exist when they come to create it.
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+            if _exists(cursor, name):
+                return False
             cursor.execute(statement)
     except (IntegrityError, OperationalError) as exc:
         logger.warning("The partition %s was not created, its rows go to the default one: %s", name, exc)

@@ -39,6 +39,11 @@ def identify(pid: int) -> Identity | None:
     return None if started is None else Identity(pid, started)
 
 
+def of_child(pid: int) -> Identity:
+    """The identity of a child that we haven't waited for; one that has ended already counts as not alive."""
+    return identify(pid) or Identity(pid, "")
+
+
 def program_name(pid: int) -> str:
     """The name of the program that a process runs (`postgres`), empty when there is no such process."""
     if _has_proc():

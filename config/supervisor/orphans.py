@@ -9,7 +9,7 @@ from config.supervisor import postgres, processes, valkey
 from config.supervisor.runfile import RunFile
 
 # Calls in flight need the worker's stores, so the stores end last.
-STOP_ORDER = ("web", "worker", "sandbox", "valkey", "postgres")
+STOP_ORDER = ("web", "initialisation", "preparation", "worker", "sandbox", "valkey", "postgres")
 
 
 def stop_all(left: RunFile, web_seconds: float, say: Callable[[str], None]) -> None:

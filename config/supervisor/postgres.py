@@ -14,9 +14,11 @@ from config.supervisor.account import Account
 from config.supervisor.errors import StartError
 
 MAJOR_VERSION = "18"
+NEW = "postgres.new-"
 SOCKET_ROOT = Path("/tmp")  # noqa: S108 - a socket's path holds at most 107 bytes; the folder in it is made by mkdtemp
 READY_SECONDS = 120.0  # after a crash PostgreSQL replays its log before it answers
 STOP_SECONDS = 60.0
+LEFTOVER_SECONDS = 10.0
 POLL_SECONDS = 0.02
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}  # ours may hold PG* variables and secrets
 
@@ -156,9 +158,10 @@ class EmbeddedPostgres:
         self._put_in_place(aside, cluster)
 
     def _folder_for_new_data(self, account: Account | None) -> Path:
-        aside = self.data / "postgres.new"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(mode=0o700)
+        for left in self.data.glob(f"{NEW}*"):
+            _remove(left)
+        # Under a name of its own: an initdb that outlived its supervisor may still be at work under another.
+        aside = Path(tempfile.mkdtemp(prefix=NEW, dir=self.data))
         if account is None or account.can_enter(self.data):
             return aside
         aside.rmdir()
@@ -178,23 +181,35 @@ class EmbeddedPostgres:
     def _run(self, command: list[str], account: Account | None, statements: str = "") -> None:
         program = binaries.postgresql_folder(account) / command[0]
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [str(program), *command[1:]],
-                input=statements.replace(";\n", ";\n\n").encode(),  # with -j an empty line ends a statement
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd="/",
                 env=ENVIRONMENT,
-                check=False,
+                start_new_session=True,
                 **accounts.popen_arguments(account),
             )
         except OSError as exc:
             raise StartError(f"{program} can't be run: {exc.strerror}.") from exc
-        output = done.stdout.decode(errors="replace")
+        # With -j an empty line ends a statement.
+        output = self._finish(process, statements.replace(";\n", ";\n\n").encode()).decode(errors="replace")
         with self.log.open("a", encoding="utf-8") as log:
             log.write(output)
-        if done.returncode != 0 or "ERROR:" in output:
+        if process.returncode != 0 or "ERROR:" in output:
             raise StartError(f"The database could not be created:\n{processes.last_lines(self.log)}")
+
+    def _finish(self, process: subprocess.Popen[bytes], text: bytes) -> bytes:
+        """What a program of the initialisation prints; interrupted, it takes the programs that it started with it."""
+        with process:
+            try:
+                self._record("initialisation", identity.of_child(process.pid))
+                output, _ = process.communicate(text)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return output
 
     def _end_leftover(self) -> None:
         """End a server that still runs on this folder; remove its lock file when the pid in it is a stranger's now.
@@ -228,6 +243,16 @@ class EmbeddedPostgres:
                 return
             time.sleep(POLL_SECONDS)
         raise StartError(f"PostgreSQL was not ready after {READY_SECONDS:.0f} s; see {self.log}.")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that a program may still be writing to; it ends soon when its files vanish."""
+    end = time.monotonic() + LEFTOVER_SECONDS
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > end:
+            raise StartError(f"{folder}, left by a start that was cut short, can't be removed.")
+        time.sleep(POLL_SECONDS)
 
 
 def _make_socket_folder(account: Account | None) -> Path:

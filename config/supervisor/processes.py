@@ -10,7 +10,7 @@ from pathlib import Path
 
 from config.supervisor.account import Account, popen_arguments
 from config.supervisor.errors import StartError
-from config.supervisor.identity import Identity, identify, kill_rest_of_session, session_members
+from config.supervisor.identity import Identity, kill_rest_of_session, of_child, session_members
 
 # Waits for one line, then becomes the program. A supervisor that is killed between the start of a child and
 # the note of its pid closes the pipe, and the child ends; otherwise nobody would ever find it again.
@@ -89,7 +89,7 @@ def start(program: Program, record: Record) -> Child:
             )
     except OSError as exc:
         raise StartError(f"{program.name} could not be started: {exc.strerror or exc}.") from exc
-    identity = identify(process.pid) or Identity(process.pid, "")
+    identity = of_child(process.pid)
     record(program.name, identity)
     _open_gate(process)
     return Child(program, process, identity)

@@ -74,9 +74,10 @@ def write(data: Path, details: Mapping[str, object]) -> None:
 def text_without_demo(data: Path, url: str) -> str:
     """The lines at the end of a start with `DEMO=no`."""
     return f"""
-The gateway is ready, without the demo tenant and the sandbox provider.
+The gateway is ready, without the demo tenant and the sandbox provider: restore a backup, or make yourself a login,
+then set up a provider and a tenant.
 
-  Admin   {url}/admin/   make yourself a login:
+  Admin   {url}/admin/
 
 DATA={shlex.quote(str(data))} .venv/bin/python manage.py createsuperuser
 

@@ -1,17 +1,19 @@
 """The stack of `make run`: what starts, in which order, and how it stops."""
 
 import http.client
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from config.supervisor import orphans, processes, programs, report, runfile, secretfiles, variables
 from config.supervisor.errors import StartError
+from config.supervisor.identity import of_child
 from config.supervisor.postgres import EmbeddedPostgres
 from config.supervisor.report import say
 from config.supervisor.service import Plain, Runnable, Service, describe
@@ -68,7 +70,7 @@ class Stack:
         self._run(Plain(programs.worker(self.data, environment), self._run_file.record))
         refuse_taken_port(self.port)
         web = self._run(Plain(programs.web(self.data, environment, self.port), self._run_file.record))
-        self._wait_for(web, lambda: why_not_ready(self.port))
+        self._wait_for(web, lambda: why_not_ready(self.port, expected=frozenset() if demo else {"catalog"}))
         url = variables.public_url(self.port)
         report.write(self.data, demo or report.without_demo(url))
         say(report.text(self.data, demo) if demo else report.text_without_demo(self.data, url))
@@ -165,19 +167,26 @@ class Stack:
         """Run the preparation; returns what it printed."""
         log = self.data / "logs" / "prepare.log"
         with log.open("ab") as errors:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 programs.preparation(self.data, sandbox_url),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=programs.ROOT,
                 env=environment,
-                check=False,
                 start_new_session=True,
             )
-        if done.returncode != 0:
+        with process:
+            try:
+                # Otherwise the start after a kill -9 would migrate beside it.
+                self._run_file.record("preparation", of_child(process.pid))
+                output, _ = process.communicate()
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
             raise StartError(f"The database could not be prepared:\n{processes.last_lines(log)}")
-        return done.stdout.decode()
+        return output.decode()
 
     def _run(self, runnable: Runnable) -> Service:
         service = Service(runnable)
@@ -229,15 +238,22 @@ def why_not_listening(port: int) -> str:
     return ""
 
 
-def why_not_ready(port: int) -> str:
-    """Empty once `GET /readyz` answers 200; else what it answered, which names the part that isn't ready."""
+def why_not_ready(port: int, expected: Set[str] = frozenset()) -> str:
+    """Empty once `GET /readyz` answers 200; else what it answered, which names the part that isn't ready.
+
+    Args:
+        port: the web server's.
+        expected: problems that only a person can end; without a provider there is no catalog.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         text = answer.read(500).decode(errors="replace")
-        return "" if answer.status == 200 else f"readyz answers {answer.status} {text}".strip()
-    except (OSError, http.client.HTTPException) as exc:
+        if answer.status == 200 or (expected and json.loads(text)["problems"].keys() <= expected):
+            return ""
+        return f"readyz answers {answer.status} {text}".strip()
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
         return str(exc)
     finally:
         connection.close()

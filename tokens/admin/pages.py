@@ -9,6 +9,7 @@ from django import forms
 from django.contrib import messages
 from django.contrib.postgres.fields import ArrayField
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
@@ -68,7 +69,12 @@ class ScopeAdmin(ModelAdmin):
 
     def find(self, request: HttpRequest, object_id: str) -> Any:
         """The row of a page of our own, or 404."""
-        return get_object_or_404(self.get_queryset(request), pk=object_id if object_id.isdigit() else None)
+        return get_object_or_404(self.rows(request, object_id))
+
+    def rows(self, request: HttpRequest, object_id: Any) -> QuerySet[Any]:
+        """The row with that id from the address, if there is one."""
+        queryset: QuerySet[Any] = self.get_queryset(request)
+        return queryset.filter(pk=object_id) if str(object_id).isdigit() else queryset.none()
 
     def page_url(self, pk: int) -> str:
         """The address of a row's page."""

@@ -65,7 +65,7 @@ class ProxyTokenAdmin(ScopeAdmin):
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Only what can be done with it now."""
-        token = self.get_queryset(request).filter(pk=object_id).first()
+        token = self.rows(request, object_id).first()
         if token is None or token.status == TokenStatus.REVOKED:
             return []
         hidden = set() if len(live_secrets(token, now())) > 1 else {"end-grace"}

@@ -93,7 +93,7 @@ class TenantAdmin(ScopeAdmin):
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Only what can be done with it now."""
-        suspended = Tenant.objects.filter(pk=object_id, status=Status.SUSPENDED).exists()
+        suspended = self.rows(request, object_id).filter(status=Status.SUSPENDED).exists()
         hidden = "suspend" if suspended else "activate"
         return [one for one in super().get_actions_detail(request, object_id) if one.path != hidden]
 

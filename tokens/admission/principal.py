@@ -114,6 +114,13 @@ class Principal:
         return plan
 
 
+def rate_units(period: str, amount: int, burst: int) -> tuple[int, int]:
+    """A rate's microseconds for one unit, rounded up so that never more than the amount passes in a period, and its
+    tolerance: those of the burst (0: of the amount)."""
+    unit = -(-RATE_MICROSECONDS[period] // amount)
+    return unit, unit * (burst or amount)
+
+
 class _PlanBuilder:
     """Collects a plan's keys and arguments. A key's number is its place among the admit script's KEYS, from 1."""
 
@@ -146,10 +153,8 @@ class _PlanBuilder:
         """A limit; its use counter must have been added."""
         metric = METRIC_NUMBERS.get(limit.metric, 1)
         if limit.is_rate:
-            # The microseconds that one unit costs, rounded up: never more than the amount passes in a period.
-            unit = -(-RATE_MICROSECONDS[limit.period] // limit.amount)
+            unit, tolerance = rate_units(limit.period, limit.amount, limit.burst)
             name = keys.rate(self.shard, self.scopes[scope], limit.metric, limit.period)
-            tolerance = unit * (limit.burst or limit.amount)
             self.arguments += ("rate", self._add_key(name), metric, limit.amount, unit, tolerance)
             self.rates.append((name, metric, unit))
             return

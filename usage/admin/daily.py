@@ -6,11 +6,12 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.safestring import SafeString
 from django.utils.timezone import now
 from unfold.contrib.filters.admin import AutocompleteSelectFilter, DropdownFilter, RangeDateFilter
 from unfold.decorators import display
 
-from usage.admin.readonly import ReadOnlyAdmin
+from usage.admin.readonly import ReadOnlyAdmin, in_one_line
 from usage.exports import plain
 from usage.models import DailyUsage
 
@@ -40,9 +41,8 @@ class DailyUsageAdmin(ReadOnlyAdmin):
 
     list_display = (
         "day",
-        "tenant",
-        "email",
-        "token_name",
+        "tenant_slug",
+        "caller",
         "model",
         "calls",
         "pictures",
@@ -75,9 +75,14 @@ class DailyUsageAdmin(ReadOnlyAdmin):
     }
 
     @display(ordering="booked_day")
-    def day(self, row: DailyUsage) -> str:
+    def day(self, row: DailyUsage) -> SafeString:
         """The tenant's day on which it counts."""
-        return row.booked_day.isoformat()
+        return in_one_line(row.booked_day.isoformat())
+
+    @display(description="tenant", ordering="tenant__slug")
+    def tenant_slug(self, row: DailyUsage) -> str:
+        """The tenant's short name."""
+        return row.tenant.slug
 
     @display(ordering="requests")
     def calls(self, row: DailyUsage) -> str:
@@ -94,20 +99,15 @@ class DailyUsageAdmin(ReadOnlyAdmin):
         """Tokens charged."""
         return f"{row.charged_tokens:,}"
 
-    @display(description="member", ordering="member__user__email")
-    def email(self, row: DailyUsage) -> str:
-        """Whose token it was."""
-        return row.member.user.email
-
-    @display(description="token", ordering="token__name")
-    def token_name(self, row: DailyUsage) -> str:
-        """The token's name."""
-        return row.token.name
+    @display(description="token", header=True)
+    def caller(self, row: DailyUsage) -> list[str]:
+        """The token, and whose it is."""
+        return [row.token.name, row.member.user.email]
 
     @display(description="cost", ordering="cost")
-    def shown_cost(self, row: DailyUsage) -> str:
+    def shown_cost(self, row: DailyUsage) -> SafeString:
         """Exact, with its currency; "–" where there was no price."""
-        return f"{plain(row.cost)} {row.currency}" if row.currency else "–"
+        return in_one_line(f"{plain(row.cost)} {row.currency}" if row.currency else "–")
 
     @display(description="unresolved", label={"some": "warning"})
     def shown_unresolved(self, row: DailyUsage) -> tuple[str, str] | None:

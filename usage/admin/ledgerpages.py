@@ -15,7 +15,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdo
 from unfold.decorators import display
 
 from usage.admin.daily import ModelFilter
-from usage.admin.readonly import ReadOnlyAdmin
+from usage.admin.readonly import ReadOnlyAdmin, in_one_line
 from usage.exports import plain
 from usage.models import Kind, Provenance, QuarantinedEvent, UsageRecord
 
@@ -56,10 +56,9 @@ class UsageRecordAdmin(ReadOnlyAdmin):
     list_display = (
         "when",
         "shown_kind",
-        "tenant",
-        "token_name",
-        "model",
-        "size",
+        "tenant_slug",
+        "caller",
+        "drawn_by",
         "pictures",
         "charged",
         "shown_cost",
@@ -71,7 +70,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         ModelFilter,
         ("day", DayFilter),
     )
-    list_select_related = ("tenant", "token")
+    list_select_related = ("tenant", "member__user", "token")
     search_fields = ("request_id",)
     search_help_text = "A request id, as the X-Request-Id header says"
     ordering = ("-id",)
@@ -135,7 +134,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
                 "fields": (
                     ("provider", "provider_request_id"),
                     ("latency_ms", "recorded_at"),
-                    "generation",
+                    "shown_generation",
                     "sequence",
                 )
             },
@@ -156,7 +155,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
     @display(description="at (UTC)")
     def when(self, row: UsageRecord) -> SafeString:
         """When the call came in."""
-        return format_html('<span class="gw-when">{}</span>', f"{row.at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}")
+        return in_one_line(f"{row.at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}")
 
     @display(description="images")
     def pictures(self, row: UsageRecord) -> str:
@@ -179,15 +178,30 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         """Unresolved ones are not invoiced."""
         return row.kind, row.get_kind_display()
 
-    @display(description="token")
-    def token_name(self, row: UsageRecord) -> str:
-        """The token's name."""
-        return row.token.name
+    @display(description="tenant")
+    def tenant_slug(self, row: UsageRecord) -> str:
+        """The tenant's short name."""
+        return row.tenant.slug
+
+    @display(description="token", header=True)
+    def caller(self, row: UsageRecord) -> list[str]:
+        """The token, and whose it is."""
+        return [row.token.name, row.member.user.email]
+
+    @display(description="model", header=True)
+    def drawn_by(self, row: UsageRecord) -> list[str]:
+        """The model, and the size that was asked for."""
+        return [row.model, row.size]
+
+    @display(description="generation")
+    def shown_generation(self, row: UsageRecord) -> SafeString:
+        """Of the admission store, when it gave the number."""
+        return format_html('<span class="gw-wrap">{}</span>', row.generation or "–")
 
     @display(description="cost")
-    def shown_cost(self, row: UsageRecord) -> str:
+    def shown_cost(self, row: UsageRecord) -> SafeString:
         """Exact, with its currency; "–" where there was no price."""
-        return f"{plain(row.cost)} {row.currency}" if row.cost is not None else "–"
+        return in_one_line(f"{plain(row.cost)} {row.currency}" if row.cost is not None else "–")
 
 
 @admin.register(QuarantinedEvent)

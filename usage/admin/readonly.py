@@ -8,6 +8,8 @@ from asgiref.sync import sync_to_async
 from django.contrib.admin import ShowFacets
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import action
 from unfold.paginator import InfinitePaginator
@@ -69,6 +71,11 @@ class ReadOnlyAdmin(ModelAdmin):
             content_type="text/csv; charset=utf-8",
             headers=headers,
         )
+
+
+def in_one_line(text: str) -> SafeString:
+    """Text that a narrow column doesn't break."""
+    return format_html('<span class="gw-when">{}</span>', text)
 
 
 class _Piece(list[str]):

@@ -139,7 +139,7 @@ for i, limit in ipairs(limits) do
     standing[i * 2 - 1] = int(tonumber(standing[i * 2 - 1]) - cost)
   end
 end
-redis.call('HSET', KEYS[5], 'state', 'RESERVED', 'images', ARGV[10], 'tokens', ARGV[11],
+redis.call('HSET', KEYS[5], 'state', 'RESERVED', 'generation', ARGV[1], 'images', ARGV[10], 'tokens', ARGV[11],
   'admitted', int(now), 'lease_end', lease_end, 'held', ARGV[14], 'call', ARGV[15], 'idempotency', remembers and KEYS[8] or '')
 redis.call('ZADD', KEYS[6], lease_end, ARGV[2])
 if remembers then

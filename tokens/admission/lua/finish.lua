@@ -15,7 +15,7 @@ local TTL = {exact = 3600, void = 3600, unresolved = 259200}
 local now = now_us()
 
 local reservation = redis.call('HMGET', KEYS[1], 'state', 'images', 'tokens', 'lease_end', 'held', 'call', 'idempotency',
-  'admitted')
+  'admitted', 'generation')
 local state, held, call = reservation[1], reservation[5], reservation[6]
 local late = state == 'EXPIRED' and kind ~= 'unresolved'
 if state and state ~= 'RESERVED' and not late then
@@ -58,14 +58,21 @@ local function refund_rates(rates, estimate)
   end
 end
 
+-- Counters that were rebuilt since know nothing of this reservation: its event alone is what counts then.
+local generation = redis.call('HGET', KEYS[5], 'generation')
+local counted = generation and reservation[9]
+  and string.match(generation, '^[^:]*') == string.match(reservation[9], '^[^:]*')
+
 if state then
   local estimate = {1, tonumber(reservation[2]), tonumber(reservation[3])}
   local holds = cjson.decode(held)
   if kind == 'unresolved' then
     keep, images, tokens = estimate[1], estimate[2], estimate[3]
   end
-  settle_uses(holds.use, estimate)
-  refund_rates(holds.rates, estimate)
+  if counted then
+    settle_uses(holds.use, estimate)
+    refund_rates(holds.rates, estimate)
+  end
   for _, key in ipairs(holds.inflight) do
     redis.call('ZREM', key, ARGV[1])
   end
@@ -86,8 +93,11 @@ if state and kind ~= 'unresolved' then
 end
 redis.call('EXPIRE', KEYS[1], TTL[kind])
 
+-- A call that was neither admitted nor sent leaves no event, only its mark: an admission on its way finds it.
+if not state and kind == 'void' and keep == 0 then
+  return {'DONE', ''}
+end
 -- Without a generation the store was emptied: numbers would begin again, so the event carries none.
-local generation = redis.call('HGET', KEYS[5], 'generation')
 local sequence = generation and int(redis.call('INCR', KEYS[4])) or ''
 redis.call('XADD', KEYS[3], '*', 'request_id', ARGV[1], 'kind', kind, 'sequence', sequence,
   'generation', generation or '', 'tenant', ARGV[3], 'call', call or ARGV[8], 'result', ARGV[7])

@@ -2,6 +2,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.db.models import Count
+from django.utils.timezone import now
 
 from tokens import issuing, stopping
 from tokens.management.base import BY, VerbCommand, one_line
@@ -36,9 +37,10 @@ class Command(VerbCommand):
         """One line a tenant."""
         members = dict(Membership.objects.order_by().values_list("tenant").annotate(Count("pk")))
         tokens = dict(ProxyToken.objects.order_by().values_list("tenant").annotate(Count("pk")))
+        at = now()
         for tenant in Tenant.objects.order_by("slug"):
             counts = (members.get(tenant.pk, 0), tokens.get(tenant.pk, 0))
-            self.stdout.write(one_line(tenant.slug, tenant.name, tenant.status, tenant.timezone, *counts))
+            self.stdout.write(one_line(tenant.slug, tenant.name, tenant.status, tenant.zone(at).key, *counts))
 
     def do_suspend(self, options: dict[str, Any]) -> None:
         """Suspend a tenant, in the admission store first."""

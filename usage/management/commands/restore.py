@@ -1,7 +1,6 @@
 """``manage.py restore FILE``."""
 
 import datetime as dt
-import json
 import os
 import re
 from argparse import ArgumentParser
@@ -54,8 +53,7 @@ class Command(BaseCommand):
             raise CommandError(f"Nothing was restored: {exc.filename or file}: {exc.strerror}.") from exc
         try:
             # Nothing can be in flight for tenants that the store doesn't know, so no lease is waited for.
-            guardian.rebuild(store())
-            guardian.confirm(wait=False)
+            guardian.start_over()
         except (redis.RedisError, StoreUnavailable) as exc:
             text = (
                 f"The database is restored, the admission store fails ({type(exc).__name__}): run manage.py bootstrap."
@@ -95,23 +93,25 @@ def restore(file: Path) -> Restored:
     """
     members = archive.read_members(file)
     with transaction.atomic(durable=True), connection.cursor() as cursor:
-        manifest = json.loads(expect(members, "manifest.json"))
-        secrets: dict[str, str] = json.loads(expect(members, "settings.json"))
+        manifest = archive.decode("manifest.json", expect(members, "manifest.json"), archive.Manifest)
+        secrets = archive.decode("settings.json", expect(members, "settings.json"), archive.Secrets)
         refuse_other_version(manifest, archive.tables(cursor))
-        refuse_used_database(cursor, manifest["tables"])
-        prepare(cursor, manifest["partitions"])
-        rows, missing, end = dict.fromkeys(manifest["tables"], 0), 0, None
+        refuse_used_database(cursor, manifest.tables)
+        prepare(cursor, manifest.partitions)
+        rows, missing, end = dict.fromkeys(manifest.tables, 0), 0, None
         for name, parts in groupby(members, key=lambda member: member[0].rpartition("/")[0] or member[0]):
             if name == "images":
                 missing = sum(count_missing(content) for _, content in parts)
             elif name == "end.json":
-                end = json.loads(next(parts)[1])
+                end = archive.decode(name, next(parts)[1], archive.End)
             else:
                 table = name.removeprefix("tables/")
-                rows[table] = copy_in(cursor, table, manifest["tables"][table], (content for _, content in parts))
-        if end is None or end["rows"] != rows:
+                if table not in manifest.tables:
+                    raise archive.DamagedArchive(f"{file} holds {name}, which is no table of the gateway.")
+                rows[table] = copy_in(cursor, table, manifest.tables[table], (content for _, content in parts))
+        if end is None or end.rows != rows:
             raise archive.DamagedArchive(f"{file} is incomplete; nothing was restored.")
-        for sequence, value in end["sequences"].items():
+        for sequence, value in end.sequences.items():
             cursor.execute("SELECT setval(%s::regclass, %s)", [connection.ops.quote_name(sequence), value])
         return Restored(sum(rows.values()), missing, put_back(secrets))
 
@@ -124,16 +124,16 @@ def expect(members: Iterator[tuple[str, bytes]], name: str) -> bytes:
     return content
 
 
-def refuse_other_version(manifest: dict[str, Any], tables: dict[str, list[str]]) -> None:
+def refuse_other_version(manifest: archive.Manifest, tables: dict[str, list[str]]) -> None:
     """Raise CommandError unless backup and database have the same migrations, tables and number of shards."""
-    if manifest["format"] != archive.FORMAT or manifest["migrations"] != archive.migrations():
+    if manifest.format != archive.FORMAT or manifest.migrations != archive.migrations():
         raise CommandError(
             "The backup was made by another version of the gateway: restore it with that version, then upgrade."
         )
-    if manifest["tables"] != tables:
+    if manifest.tables != tables:
         raise CommandError("The database's tables are not those of the backup: migrate an empty database first.")
-    if manifest["shards"] != settings.SHARDS:
-        raise CommandError(f"The backup was made with SHARDS={manifest['shards']}: set that.")
+    if manifest.shards != settings.SHARDS:
+        raise CommandError(f"The backup was made with SHARDS={manifest.shards}: set that.")
 
 
 def refuse_used_database(cursor: CursorWrapper, tables: dict[str, list[str]]) -> None:
@@ -151,7 +151,7 @@ def prepare(cursor: CursorWrapper, partitions: list[str]) -> None:
     for table in PREPARED:
         cursor.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
     for name in partitions:
-        month = re.fullmatch(r"usage_record_(\d{4})_(\d{2})", name)
+        month = re.fullmatch(r"usage_record_(20[0-9]{2})_(0[1-9]|1[0-2])", name)
         if month:
             create_partitions(dt.date(int(month[1]), int(month[2]), 1))
 
@@ -175,17 +175,17 @@ def count_missing(lines: bytes) -> int:
     return sum(1 for name in names if not (settings.IMAGE_ROOT / name).is_file())
 
 
-def put_back(secrets: dict[str, str]) -> list[str]:
+def put_back(secrets: archive.Secrets) -> list[str]:
     """Write the backup's secrets where `make run` keeps its own; returns the settings that a person has to set.
 
     Written before the transaction commits: secrets without rows do no harm, rows without their secrets are lost.
     """
     current = current_secrets()
-    changed = [name for name in SECRET_FILES if secrets[name] != current[name]]
+    changed = [name for name in SECRET_FILES if getattr(secrets, name) != current[name]]
     if not are_own_secrets():
         return changed
     for name in changed:
-        write_private(settings.DATA / "secrets" / SECRET_FILES[name], secrets[name] + "\n")
+        write_private(settings.DATA / "secrets" / SECRET_FILES[name], getattr(secrets, name) + "\n")
     return []
 
 
@@ -206,8 +206,4 @@ def write_private(target: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    archive.sync_folder(target.parent)
