@@ -1,112 +1,27 @@
 """Steps 3 to 6 of a call: admit, call, keep, settle. What is admitted here always ends, whatever the client does."""
 
-import hashlib
 import logging
 import time
-from dataclasses import dataclass
 
 import msgspec
 from django.conf import settings
 
 from gateway import metrics
 from gateway.authentication import require_allowed
-from gateway.catalog import UpstreamModel
-from gateway.errors import ApiError, InvalidRequest, Unavailable, UpstreamFailed
+from gateway.calls import Call, Skeleton, choose_model, estimate_tokens, event_of
+from gateway.errors import ApiError, Unavailable, UpstreamFailed
 from gateway.imageforms import NotAnImage
 from gateway.images import StorageFailed
 from gateway.judging import UNKNOWN_OUTCOME, Delivered, Failed, Usage, judge
 from gateway.refusals import refusal
 from gateway.runtime import Runtime
 from gateway.upstream import UpstreamError
-from gateway.validation import GenerationRequest
-from tokens.admission.admission import Claim, Decision, Standing, admit
+from tokens.admission.admission import Claim, Decision, admit
 from tokens.admission.connection import StoreError, StoreUnavailable
-from tokens.admission.principal import Principal
 from tokens.admission.settlement import Ending
 
 logger = logging.getLogger(__name__)
 PROVIDER_ID_CHARACTERS = 200
-
-
-@dataclass(slots=True)
-class Call:
-    """One call on its way: who asks for what, and what became of it."""
-
-    request_id: str
-    token: str
-    principal: Principal
-    asked: GenerationRequest
-    model: UpstreamModel
-    estimate: int  # tokens, an upper bound
-    address: str
-    origin: str
-    agent: str
-    idempotency_key: str
-    fingerprint: str
-    event: bytes = b""
-    admitted_at: float = 0.0  # monotonic
-    upstream_ms: float | None = None
-    provider_request_id: str = ""
-    charged: int | None = None  # tokens, once the call is settled
-    standings: tuple[Standing, ...] = ()
-    replayed: bool = False
-
-
-class Skeleton(msgspec.Struct, frozen=True):
-    """What an answer is made of, as an idempotency key remembers it: URLs are signed anew each time."""
-
-    created: int = 0
-    names: list[str] = []
-    urls: list[str] = []
-    output_format: str = "png"
-    total_tokens: int = 0
-    error: str = ""  # an error type that is replayed instead
-
-
-def choose_model(runtime: Runtime, principal: Principal, asked: GenerationRequest) -> UpstreamModel:
-    """The model that answers this call. Raises InvalidRequest when it can't draw it, Unavailable when there is none."""
-    model = runtime.catalog.pick(principal.model) if runtime.catalog else None
-    if model is None:
-        raise Unavailable("No model is configured to answer this call.", 30)
-    if asked.size not in model.sizes:
-        raise InvalidRequest(f"The field size must be one that the model draws: {', '.join(model.sizes)}.")
-    if len(asked.prompt) > model.prompt_limit:
-        raise InvalidRequest(f"The field prompt may have at most {model.prompt_limit} characters for this model.")
-    if principal.counts_tokens and not runtime.trusts_bound(model, asked.size):
-        raise Unavailable("The model cost more tokens than its upper bound allows; its operator must raise it.", 60)
-    return model
-
-
-def estimate_tokens(model: UpstreamModel, asked: GenerationRequest) -> int:
-    """An upper bound: `n` of the dearest image of this size, and a token for each byte of the prompt."""
-    return asked.n * model.sizes[asked.size] + len(asked.prompt.encode())
-
-
-def fingerprint(asked: GenerationRequest, secret: bytes) -> str:
-    """A keyed digest of what was asked, so that a retry can be told from another request without storing prompts."""
-    text = msgspec.json.encode((asked.prompt, asked.size, asked.n))
-    return hashlib.blake2b(text, key=secret[:64], digest_size=16).hexdigest()
-
-
-def _event(call: Call, day: str) -> bytes:
-    principal = call.principal
-    return msgspec.json.encode(
-        {
-            "v": 1,
-            "tenant": principal.tenant,
-            "member": principal.member,
-            "token": principal.token,
-            "secret": principal.secret,
-            "model": call.model.name,
-            "size": call.asked.size,
-            "n": call.asked.n,
-            "provider": call.model.provider,
-            "estimate": call.estimate,
-            "day": day,
-            "address": call.address,
-            "agent": call.agent,
-        }
-    )
 
 
 async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
@@ -150,7 +65,7 @@ async def _read_generation(runtime: Runtime) -> None:
 async def _decide(runtime: Runtime, call: Call) -> Decision:
     now = time.time()
     principal = call.principal
-    call.event = _event(call, principal.plan(now).periods.day)
+    call.event = event_of(call, principal.plan(now).periods.day)
     claim = Claim(
         call.request_id,
         call.asked.n,

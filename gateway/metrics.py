@@ -26,7 +26,7 @@ from prometheus_client import (
     values,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -51,6 +51,7 @@ STORE_GAUGES = {
     "gateway_reservations_open": "Admitted calls that haven't ended",
     "gateway_reservations_overdue": "Those of them whose lease is over",
 }
+LEASES_ENDED = "gateway_leases_ended_total"
 
 
 class Book:
@@ -147,22 +148,27 @@ class StoreCollector(Collector):
     """What the admission store and the spool folder hold at the moment of asking."""
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge each; with the store out of reach only ``gateway_store_up 0`` and the spool."""
+        """One figure each; with the store out of reach only ``gateway_store_up 0`` and the spool."""
         spooled = sum(1 for path in settings.SPOOL_ROOT.glob("*") if not path.name.startswith("."))
         yield GaugeMetricFamily(
             "gateway_spool_files", "Files of usage that wait to be replayed, or can't be read", spooled
         )
         try:
-            gauges = read_store(settings.SHARDS)
+            figures = read_store(settings.SHARDS)
         except redis.RedisError:
-            gauges = {}
-        yield GaugeMetricFamily("gateway_store_up", "1 when the admission store answers", float(bool(gauges)))
-        for name, value in gauges.items():
-            yield GaugeMetricFamily(name, STORE_GAUGES[name], value)
+            figures = {}
+        yield GaugeMetricFamily("gateway_store_up", "1 when the admission store answers", float(bool(figures)))
+        for name, value in figures.items():
+            if name == LEASES_ENDED:
+                yield CounterMetricFamily(name, "Calls that a worker ended because their lease was over", value)
+            else:
+                yield GaugeMetricFamily(name, STORE_GAUGES[name], value)
 
 
 def read_store(shards: int) -> dict[str, float]:
-    """The figures of `STORE_GAUGES` over all shards, in one round trip (and one before it for the store's clock).
+    """The figures of `STORE_GAUGES` over all shards, and `LEASES_ENDED`.
+
+    Takes one round trip, and one before it for the store's clock.
 
     Raises:
         redis.RedisError: the store doesn't answer, or not in time.
@@ -177,21 +183,24 @@ def read_store(shards: int) -> dict[str, float]:
         pipeline.xpending(stream, keys.GROUP)
         pipeline.zcard(keys.deadlines(shard))
         pipeline.zcount(keys.deadlines(shard), "-inf", int(now * 1_000_000))
-    answers = pipeline.execute(raise_on_error=False)
-    gauges = dict.fromkeys(STORE_GAUGES, 0.0)
+    pipeline.get(keys.EXPIRED)
+    *answers, ended = pipeline.execute(raise_on_error=False)
+    if isinstance(ended, redis.RedisError):
+        raise ended
+    figures = {**dict.fromkeys(STORE_GAUGES, 0.0), LEASES_ENDED: float(ended or 0)}
     for length, oldest, pending, open_, overdue in zip(*[iter(answers)] * 5, strict=True):
         for answer in (length, oldest, open_, overdue):
             if isinstance(answer, redis.RedisError):
                 raise answer
-        gauges["gateway_backlog_events"] += length
+        figures["gateway_backlog_events"] += length
         if oldest:
             age = max(0.0, now - int(oldest[0][0].split(b"-")[0]) / 1000)
-            gauges["gateway_backlog_oldest_seconds"] = max(gauges["gateway_backlog_oldest_seconds"], age)
+            figures["gateway_backlog_oldest_seconds"] = max(figures["gateway_backlog_oldest_seconds"], age)
         if not isinstance(pending, redis.RedisError):  # no stream yet, or no group: nobody has taken any
-            gauges["gateway_backlog_pending"] += pending["pending"]
-        gauges["gateway_reservations_open"] += open_
-        gauges["gateway_reservations_overdue"] += overdue
-    return gauges
+            figures["gateway_backlog_pending"] += pending["pending"]
+        figures["gateway_reservations_open"] += open_
+        figures["gateway_reservations_overdue"] += overdue
+    return figures
 
 
 async def metrics(request: HttpRequest) -> HttpResponse:

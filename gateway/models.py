@@ -1,5 +1,7 @@
 """Who draws the images: providers, their keys, and the models with their sizes and upper bounds."""
 
+import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
@@ -7,13 +9,14 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models
 from django.utils.timezone import now
 
-validate_model_name = RegexValidator(r"^[A-Za-z0-9_.:/-]+\Z", "Letters, digits and . : / - _ only.")
+from tokens.validators import validate_model_name
 
 
 def validate_base_url(url: str) -> None:
     """Accept an http or https address with a host, any host: Django's own validator refuses names without a dot,
     which services inside a network have. A query, a fragment or a name and password in it are refused: the last
-    would be a secret that is kept in the open."""
+    would be a secret that is kept in the open. Plain http would carry the key in the open, too: it is for this
+    machine and private networks."""
     try:
         parts = urlsplit(url)
         usable = bool(parts.hostname) and parts.scheme in {"http", "https"} and parts.port != 0
@@ -23,6 +26,28 @@ def validate_base_url(url: str) -> None:
         raise ValidationError("This is not a base URL. https://api.openai.com/v1 is one.")
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValidationError("A base URL has no ?, no # and no name or password in it.")
+    if parts.scheme == "http" and not _is_near(parts.hostname or ""):
+        raise ValidationError(
+            "Plain http would carry the provider's key in the open: write https://. Only this machine, private"
+            " addresses and names without a dot may be called without TLS."
+        )
+
+
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine, in a private network, or a name without a dot, as containers have."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        # It begins with a letter: resolvers read 134744072 and 0x8080808 as addresses.
+        return re.fullmatch(r"[a-z][a-z0-9_-]*", host, re.IGNORECASE) is not None
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_private
+
+
+def authority(base_url: str) -> tuple[str, str, int]:
+    """Whom a valid base URL's calls, and the key with them, go to: scheme, host in lower case, port."""
+    parts = urlsplit(base_url)
+    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
 class Provider(models.Model):

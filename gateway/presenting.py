@@ -5,8 +5,8 @@ import datetime as dt
 import time
 from typing import Any
 
+from gateway.calls import Call, Skeleton
 from gateway.images import ImageStore
-from gateway.lifecycle import Call, Skeleton
 from tokens.admission.admission import Standing
 
 

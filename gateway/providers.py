@@ -6,8 +6,12 @@ from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import transaction
 
 from gateway.encryption import WrongKey, decrypt, encrypt
-from gateway.models import Model, ModelSize, Provider, ProviderKey
+from gateway.models import Model, ModelSize, Provider, ProviderKey, authority
 
+MOVED = (
+    "The base URL leads to another server: give the key of that one with it. The former key is never sent there, and is"
+    " deleted."
+)
 ENVIRONMENT = "environment"  # the name of the provider that PROVIDER_BASE_URL describes
 
 # Output tokens of one image at high quality, from OpenAI's image generation guide.
@@ -34,20 +38,37 @@ def usual_sizes(upstream_name: str) -> dict[str, int]:
 def set_provider(name: str, base_url: str, key: str | None) -> Provider:
     """Create the provider `name`, or bring it up to date. A new `key` replaces the former, which is set inactive.
 
-    Without a key (None) an existing provider keeps its own. Raises ValidationError for a wrong name, base URL or
-    key, and when a provider would be left without a key. Setting what is already set changes nothing.
+    Without a key (None) an existing provider keeps its own, unless its base URL leads to another server: a key that
+    nobody can read must not be sent where somebody can. With one, the former keys are then deleted. A provider that
+    was set inactive stays so. Raises ValidationError for a wrong name, base URL or key, and when a key is missing.
+    Setting what is already set changes nothing.
     """
     provider = Provider.objects.select_for_update().filter(name=name).first() or Provider(name=name)
-    provider.base_url, provider.active = base_url.rstrip("/"), True
+    former = provider.base_url
+    provider.base_url = base_url.rstrip("/")
     provider.full_clean()
     provider.save()
+    moved = bool(former) and authority(former) != authority(provider.base_url)
     newest = provider.keys.filter(active=True).order_by("id").last()
     if key is None:
         if newest is None:
             raise ValidationError(f"The provider {name} needs a key.")
-    elif newest is None or not _is_key(newest, key):
+        if moved:
+            raise ValidationError(MOVED)
+    elif moved or newest is None or not _is_key(newest, key):
         _replace_key(provider, key)
+    if moved:
+        drop_former_keys(provider)
     return provider
+
+
+def drop_former_keys(provider: Provider) -> None:
+    """Of a provider that has moved to another server, delete all keys but the newest. In a transaction.
+
+    Setting them inactive wouldn't do: made active again, they would be sent to the new server.
+    """
+    newest = provider.keys.order_by("id").last()
+    provider.keys.exclude(pk=newest.pk if newest else None).delete()
 
 
 def _is_key(stored: ProviderKey, key: str) -> bool:
@@ -79,6 +100,7 @@ def set_model(
 
     `upstream_name` is what the provider calls it (empty: as it is, at first the same name). `sizes` replaces its
     sizes; without it a model keeps those it has, and a new one gets `usual_sizes`. `answer_form` None keeps the form.
+    A model that was set inactive stays so.
     Raises ValidationError for a wrong value, and when another provider already has a model of that name.
     """
     model = Model.objects.select_for_update().filter(name=name).first() or Model(name=name, provider=provider)
@@ -86,7 +108,6 @@ def set_model(
         raise ValidationError(f"The model {name} belongs to the provider {model.provider.name}.")
     model.upstream_name = upstream_name or model.upstream_name or name
     model.answer_form = model.answer_form if answer_form is None else answer_form
-    model.active = True
     model.full_clean()
     model.save()
     if sizes is None and not model.sizes.exists():
@@ -120,9 +141,10 @@ def make_default(model: Model) -> None:
 
 
 def set_from_environment(base_url: str, key: str, model: str) -> Model | None:
-    """Set up the provider `environment` with one model as the default, from ``PROVIDER_*``; None when all are empty.
+    """Set up the provider `environment` with one model, from ``PROVIDER_*``; None when all are empty.
 
-    Raises ImproperlyConfigured when only some are given or one is wrong.
+    A model that is new becomes the default. What an administrator has done since stays, as this runs at every start:
+    another default, a provider, a model or the key itself switched off. Raises ImproperlyConfigured when only some are given or one is wrong.
     """
     given = {"PROVIDER_BASE_URL": base_url, "PROVIDER_API_KEY": key, "PROVIDER_MODEL": model}
     missing = [name for name, value in given.items() if not value]
@@ -132,8 +154,18 @@ def set_from_environment(base_url: str, key: str, model: str) -> Model | None:
         raise ImproperlyConfigured(f"{' and '.join(missing)} must be set too, or none of {', '.join(given)}.")
     try:
         with transaction.atomic():
-            chosen = set_model(set_provider(ENVIRONMENT, base_url, key), model)
-            make_default(chosen)
+            new = not Model.objects.filter(name=model).exists()
+            chosen = set_model(_provider_of_environment(base_url, key), model)
+            if new:
+                make_default(chosen)
     except ValidationError as exc:
         raise ImproperlyConfigured(f"PROVIDER_BASE_URL, _API_KEY or _MODEL: {' '.join(exc.messages)}") from exc
     return chosen
+
+
+def _provider_of_environment(base_url: str, key: str) -> Provider:
+    known = Provider.objects.filter(name=ENVIRONMENT).first()
+    newest = known.keys.order_by("id").last() if known else None
+    if known and newest and not newest.active and known.base_url == base_url.rstrip("/") and _is_key(newest, key):
+        return known  # somebody has switched this very key off
+    return set_provider(ENVIRONMENT, base_url, key)

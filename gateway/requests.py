@@ -10,8 +10,8 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 
 from gateway.addresses import client_address
+from gateway.calls import Call
 from gateway.errors import InvalidRequest, TooLarge
-from gateway.lifecycle import Call
 from gateway.requestids import make_request_id
 from gateway.runtime import Runtime
 from tokens.admission.principal import Principal

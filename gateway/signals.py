@@ -21,8 +21,13 @@ logger = logging.getLogger(__name__)
 @receiver([post_save, post_delete], sender=ModelSize)
 @receiver([post_save, post_delete], sender=Tenant)
 def publish_on_commit(using: str, **_kwargs: Any) -> None:
-    """Publish once the change is committed; it stands even if that fails, and a task publishes it later."""
-    transaction.on_commit(_publish, using=using, robust=True)
+    """Publish once the change is committed; it stands even if that fails, and a task publishes it later.
+
+    Once for all the rows of a transaction. Django takes out what a savepoint that is rolled back has added, so what
+    is found here will be run.
+    """
+    if not any(function is _publish for _, function, _ in transaction.get_connection(using).run_on_commit):
+        transaction.on_commit(_publish, using=using, robust=True)
 
 
 def _publish() -> None:

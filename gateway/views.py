@@ -12,6 +12,7 @@ from rest_framework.response import Response
 from gateway import throttling
 from gateway.asyncviews import AsyncAPIView
 from gateway.authentication import presented_token, require_allowed
+from gateway.calls import Call, Skeleton, choose_model, estimate_tokens, fingerprint
 from gateway.errors import (
     ApiError,
     InvalidRequest,
@@ -25,7 +26,7 @@ from gateway.errors import (
 )
 from gateway.headers import rate_limit_headers
 from gateway.judging import UNKNOWN_OUTCOME
-from gateway.lifecycle import Call, Skeleton, admit_call, carry_out, choose_model, estimate_tokens, fingerprint
+from gateway.lifecycle import admit_call, carry_out
 from gateway.presenting import answer, remaining_after
 from gateway.requests import LeanRequest
 from gateway.runtime import Runtime

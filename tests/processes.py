@@ -114,6 +114,7 @@ def web(
         str(Path(sys.executable).parent / "granian"),
         *("--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)),
         *("--loop", "uvloop", "--respawn-failed-workers", "--backlog", "8192", "--backpressure", "8192", "--no-ws"),
+        *("--http1-header-read-timeout", "2000"),
         *("--workers-kill-timeout", "10"),  # a worker that was told to stop while it started has not heard it
         application,
     ]

@@ -108,9 +108,9 @@ class Published(models.Model):
         abstract = True
 
     @classmethod
-    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any]) -> Self:
+    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
         """A copy of a row, which remembers what it read."""
-        row = super().from_db(db, field_names, values)
+        row = super().from_db(*args, **kwargs)
         row._read = row._held()
         return row
 
@@ -162,12 +162,12 @@ class Published(models.Model):
             note_change(self.entry())
 
     def _held(self, names: Collection[str] | None = None) -> dict[str, Any]:
-        """The values that this copy holds of these fields, or of all. Lists are copied: they may be changed in place."""
+        """What this copy holds of these fields, or of all; lists are copied, as they may be changed in place."""
         held = self.__dict__
         return {
             field.name: copy(held[field.attname])
             for field in self._meta.concrete_fields
-            if field.attname in held and (names is None or field.name in names)
+            if field.attname in held and (names is None or field.name in names or field.attname in names)
         }
 
     def _remember(self, values: Mapping[str, Any]) -> None:

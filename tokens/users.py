@@ -17,6 +17,14 @@ class UserManager(BaseUserManager["User"]):
         user.save(using=self._db)
         return user
 
+    def get_by_natural_key(self, username: str | None) -> "User":
+        """Whoever signs in with that address, however they write it: it is stored in lower case."""
+        return super().get_by_natural_key((username or "").lower())
+
+    async def aget_by_natural_key(self, username: str | None) -> "User":
+        """The same for asynchronous code."""
+        return await super().aget_by_natural_key((username or "").lower())
+
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
         """A platform administrator."""
         return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)

@@ -88,7 +88,7 @@ def decode(name: str, content: bytes, kind: type[Part]) -> Part:
     """The content of the JSON member `name`. Raises DamagedArchive when that isn't what the member must hold."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except msgspec.DecodeError:  # its text, and the content in a traceback, could show a secret
+    except (msgspec.DecodeError, UnicodeDecodeError):  # their text, and the content in a traceback, could show a secret
         pass
     raise DamagedArchive(f"This is not a backup of the gateway, or it is damaged: {name} can't be read.")
 

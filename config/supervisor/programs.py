@@ -1,17 +1,21 @@
 """The gateway's own programs, as the supervisor runs them."""
 
+import math
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from config.supervisor import secretfiles
+from config.supervisor.errors import StartError
 from config.supervisor.processes import Program
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Granian counts idle connections against this, too, and answers nobody beyond it.
 CONNECTIONS_PER_WORKER = 8192
+HEADER_MILLISECONDS = 10_000  # for a request's headers to arrive; a connection that half-sent them can't hold up a stop
+KILL_MARGIN = 20.0  # seconds
 LISTEN_BACKLOG = 4096  # what Linux allows by default (net.core.somaxconn)
 
 
@@ -22,8 +26,26 @@ def web(data: Path, environment: Mapping[str, str], port: int) -> Program:
     # A worker killed with -9 would otherwise end the server.
     options += ["--respawn-failed-workers", "--respawn-interval", "0.2"]
     options += ["--backlog", str(LISTEN_BACKLOG), "--backpressure", str(CONNECTIONS_PER_WORKER)]
+    # A worker that doesn't stop is killed, later than any call in flight may end.
+    options += ["--workers-kill-timeout", str(math.ceil(drain_seconds(environment) + KILL_MARGIN))]
+    options += ["--http1-header-read-timeout", str(HEADER_MILLISECONDS)]
     options += ["--static-path-route", "/static", "--static-path-mount", str(data / "static")]
     return _python("web", data, environment, "-m", "granian", *options, "config.asgi:application")
+
+
+def drain_seconds(environment: Mapping[str, str]) -> float:
+    """How long a stopping web process waits for its calls in flight, as the settings have it from these variables.
+
+    Raises StartError when `DRAIN_SECONDS` or `UPSTREAM_DEADLINE` is no number.
+    """
+    for name, more in (("DRAIN_SECONDS", 0.0), ("UPSTREAM_DEADLINE", 10.0)):
+        text = environment.get(name)
+        if text:
+            try:
+                return float(text) + more
+            except ValueError as exc:
+                raise StartError(f"{name} must be a number, not {text!r}.") from exc
+    return 310.0
 
 
 def worker(data: Path, environment: Mapping[str, str]) -> Program:

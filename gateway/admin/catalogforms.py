@@ -14,8 +14,8 @@ from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from gateway.encryption import encrypt
-from gateway.models import Model, ModelSize, ProviderKey
-from gateway.providers import make_default, set_sizes, usual_sizes
+from gateway.models import Model, ModelSize, Provider, ProviderKey, authority
+from gateway.providers import MOVED, drop_former_keys, make_default, set_sizes, usual_sizes
 
 validate_key = RegexValidator(r"\A[!-~]+\Z", "A provider's key is made of visible ASCII characters, without blanks.")
 
@@ -48,6 +48,28 @@ class KeyForm(ModelForm):  # type: ignore[type-arg]
         if self.instance.pk is None:
             self.instance.encrypted = encrypt(self.cleaned_data["key"])
         saved: ProviderKey = super().save(commit)
+        return saved
+
+
+class KeyFormSet(PaginationInlineFormSet):
+    """The keys of one provider, each for the server that it was entered for."""
+
+    moved = False
+
+    def clean(self) -> None:
+        """Refuse another server without a key of its own. The provider's row is locked until the form is saved."""
+        super().clean()
+        stored = Provider.objects.select_for_update().filter(pk=self.instance.pk).first()
+        self.moved = stored is not None and authority(stored.base_url) != authority(self.instance.base_url)
+        new = [form.cleaned_data for form in self.extra_forms if form.has_changed() and not form.errors]
+        if self.moved and not any(data.get("active") for data in new):
+            raise ValidationError(MOVED)
+
+    def save(self, commit: bool = True) -> Any:
+        """Save; of a provider that has moved only the newest key stays."""
+        saved = super().save(commit)
+        if self.moved:
+            drop_former_keys(self.instance)
         return saved
 
 

@@ -13,6 +13,7 @@ from unfold.decorators import display
 from gateway.admin.catalogforms import (
     CatalogModelForm,
     KeyForm,
+    KeyFormSet,
     OfferedModelForm,
     OfferedModelFormSet,
     save_model,
@@ -25,6 +26,7 @@ class KeyInline(TabularInline):
 
     model = ProviderKey
     form = KeyForm
+    formset = KeyFormSet
     fields = ("label", "key", "active")
     extra = 0
     verbose_name = "key"

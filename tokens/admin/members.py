@@ -87,6 +87,11 @@ class MemberInline(TabularInline):
     show_change_link = True
     verbose_name_plural = "members"
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Membership]:
+        """With what their names are made of, otherwise each would ask for its own."""
+        queryset: QuerySet[Membership] = super().get_queryset(request)
+        return queryset.select_related("tenant", "user")
+
     def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
         """New ones are added in the rows below."""
         return False

@@ -25,6 +25,7 @@ from tokens.issuing import Scope
 from tokens.outbox import Published
 
 STORE_AWAY = "The admission store did not answer: this takes effect when it is back."
+ID_DIGITS = 18  # a bigint has at least these
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,15 @@ class ScopeAdmin(ModelAdmin):
         except StoreUnavailable:
             return {"store_away": True, "scope": scope.entry()}
 
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Save the fields that the person changed, no others."""
+        if not change:
+            super().save_model(request, obj, form, change)
+            return
+        names = {field.name for field in self.model._meta.concrete_fields}.intersection(form.changed_data)
+        if names:
+            obj.save(update_fields=names)
+
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Save, and tell the person once it is committed if the store has yet to learn of it."""
         super().save_related(request, form, formsets, change)
@@ -74,7 +84,8 @@ class ScopeAdmin(ModelAdmin):
     def rows(self, request: HttpRequest, object_id: Any) -> QuerySet[Any]:
         """The row with that id from the address, if there is one."""
         queryset: QuerySet[Any] = self.get_queryset(request)
-        return queryset.filter(pk=object_id) if str(object_id).isdigit() else queryset.none()
+        number = row_id(object_id)
+        return queryset.none() if number is None else queryset.filter(pk=number)
 
     def page_url(self, pk: int) -> str:
         """The address of a row's page."""
@@ -111,6 +122,12 @@ class ScopeAdmin(ModelAdmin):
             "back": self.page_url(obj.pk),
         }
         return TemplateResponse(request, "admin/confirm.html", context)
+
+
+def row_id(text: Any) -> int | None:
+    """An id as an address has it; None for what can't be one (`isdigit` alone lets through ² and endless numbers)."""
+    written = str(text)
+    return int(written) if written.isascii() and written.isdigit() and len(written) <= ID_DIGITS else None
 
 
 def warn_if_waiting(request: HttpRequest, changed: Published) -> None:

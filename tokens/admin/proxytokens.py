@@ -18,7 +18,7 @@ from unfold.enums import ActionVariant
 
 from tokens import issuing, stopping
 from tokens.admin.limits import LimitInline
-from tokens.admin.pages import ScopeAdmin, warn_if_waiting
+from tokens.admin.pages import ScopeAdmin, row_id, warn_if_waiting
 from tokens.admin.tokenforms import IssueForm, RevokeForm, RotateForm
 from tokens.admin.tokenstatus import COLOURS, TEXTS, StatusFilter, last_used_at, live_secrets, status_of
 from tokens.models import Membership, ProxyToken, TokenStatus
@@ -54,8 +54,10 @@ class ProxyTokenAdmin(ScopeAdmin):
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         """Whose it will be, for those who come from a tenant's or a member's page."""
         initial: dict[str, Any] = super().get_changeform_initial_data(request)
-        member = initial.pop("member", "")
-        found = Membership.objects.select_related("user").filter(pk=member).first() if member.isdigit() else None
+        member = row_id(initial.pop("member", ""))
+        found = Membership.objects.select_related("user").filter(pk=member).first() if member is not None else None
+        if row_id(initial.get("tenant", "")) is None:
+            initial.pop("tenant", None)
         return initial if found is None else {**initial, "tenant": found.tenant_id, "email": found.user.email}
 
     def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:

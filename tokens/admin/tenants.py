@@ -9,16 +9,17 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
+from django.utils.timezone import now
 from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.decorators import action, display
 from unfold.enums import ActionVariant
-from unfold.widgets import UnfoldAdminSelect2Widget
 
 from tokens import stopping
 from tokens.admin.limits import LimitInline
 from tokens.admin.members import STATUS_COLOURS, MemberInline, NewMemberInline
-from tokens.admin.pages import ScopeAdmin
+from tokens.admin.pages import ScopeAdmin, warn_if_waiting
 from tokens.admin.standing import Figures, today_of
+from tokens.admin.tenantforms import TenantForm
 from tokens.admission.connection import StoreUnavailable
 from tokens.models import ProxyToken, Status, Tenant
 
@@ -27,19 +28,20 @@ from tokens.models import ProxyToken, Status, Tenant
 class TenantAdmin(ScopeAdmin):
     """A tenant with its limits and members."""
 
-    list_display = ("name", "slug", "shown_status", "tokens", "requests_today", "images_today", "timezone")
+    form = TenantForm
+    list_display = ("name", "slug", "shown_status", "tokens", "requests_today", "images_today", "zone_now")
     list_filter = (("status", ChoicesDropdownFilter),)
     list_filter_submit = True
     search_fields = ("slug", "name")
     inlines = (LimitInline, MemberInline, NewMemberInline)
-    actions_detail = ("issue", "suspend", "activate")
+    actions_detail = ("issue", "suspend", "activate", "keep_zone")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """A new tenant is active from the start."""
         names: list[Any] = [("name", "slug"), ("timezone", "model"), "origins"]
         if obj is not None:
             names.append(("status", "created_at"))
-            if obj.next_timezone:
+            if pending_zone(obj):
                 names.append(("next_timezone", "next_timezone_from"))
         return ((None, {"fields": names}),)
 
@@ -47,14 +49,6 @@ class TenantAdmin(ScopeAdmin):
         """Commands and reports name it by its short name."""
         fixed = ("slug", "status", "created_at", "next_timezone", "next_timezone_from")
         return fixed if obj is not None else ()
-
-    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        """Time zones are chosen from the list of them."""
-        field = super().formfield_for_dbfield(db_field, request, **kwargs)
-        if db_field.name == "timezone":
-            names = sorted(zoneinfo.available_timezones())
-            field.widget = UnfoldAdminSelect2Widget(choices=[(name, name) for name in names])
-        return field
 
     def get_inlines(self, request: HttpRequest, obj: object) -> tuple[Any, ...]:
         """A new tenant has no members to look at."""
@@ -93,9 +87,13 @@ class TenantAdmin(ScopeAdmin):
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Only what can be done with it now."""
-        suspended = self.rows(request, object_id).filter(status=Status.SUSPENDED).exists()
-        hidden = "suspend" if suspended else "activate"
-        return [one for one in super().get_actions_detail(request, object_id) if one.path != hidden]
+        tenant = self.rows(request, object_id).first()
+        if tenant is None:
+            return []
+        hidden = {"suspend" if tenant.status == Status.SUSPENDED else "activate"}
+        if not pending_zone(tenant):
+            hidden.add("keep-zone")
+        return [one for one in super().get_actions_detail(request, object_id) if one.path not in hidden]
 
     @display(description="status", label=STATUS_COLOURS, ordering="status")
     def shown_status(self, tenant: Tenant) -> tuple[str, str]:
@@ -106,6 +104,11 @@ class TenantAdmin(ScopeAdmin):
     def tokens(self, tenant: Any) -> int:
         """How many tokens it has."""
         return int(tenant.token_count)
+
+    @display(description="time zone", ordering="timezone")
+    def zone_now(self, tenant: Tenant) -> str:
+        """The one in force."""
+        return tenant.zone(now()).key
 
     @display(description="requests today")
     def requests_today(self, tenant: Any) -> str:
@@ -165,6 +168,33 @@ class TenantAdmin(ScopeAdmin):
             text="Its tokens work again, unless they are revoked or expired or their member is suspended.",
             submit_text="Activate",
         )
+
+    @action(description="Keep time zone", icon="schedule", url_path="keep-zone", permissions=["change"])
+    def keep_zone(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then cancel a change of the time zone that has yet to begin."""
+        tenant = self.find(request, object_id)
+        zone, pending = tenant.zone(now()).key, pending_zone(tenant)
+
+        def carry_out(_form: forms.Form) -> None:
+            tenant.timezone = zone
+            tenant.save(update_fields=["timezone"])
+            self.log_change(request, tenant, f"Kept the time zone {zone}.")
+            self.message_user(request, f"{tenant} keeps {zone}.")
+            warn_if_waiting(request, tenant)
+
+        return self.confirm(
+            request,
+            tenant,
+            carry_out,
+            title=f"Keep {zone}?",
+            text=f"The change to {pending} that was to begin next month is cancelled." if pending else "",
+            submit_text=f"Keep {zone}",
+        )
+
+
+def pending_zone(tenant: Tenant) -> str:
+    """The time zone that a tenant will have from next month on; empty when it keeps the one in force."""
+    return tenant.next_timezone if tenant.next_timezone != tenant.zone(now()).key else ""
 
 
 def _taken(figures: Figures | None, metric: str) -> str:

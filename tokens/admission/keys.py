@@ -7,6 +7,7 @@ shard's keys can be listed. `scope` is ``tenant:<id>``, ``member:<id>`` or ``tok
 DIRECTORY = "directory"  # hash: `complete` = 1 when every token is in the store, so that a miss is an answer
 CATALOG = "catalog"  # string: the providers and models, published by gateway.catalog
 EXCEEDED = "exceeded"  # hash: `model:size` -> the bound, in tokens an image, that the provider has exceeded
+EXPIRED = "expired"  # integer: calls that the lease ended, since the store was made; for the metrics
 GROUP = "ledger"  # the consumer group that drains the usage streams
 
 

@@ -29,7 +29,8 @@ class Command(BaseCommand):
         create_partitions(dt.datetime.now(dt.UTC).date())
         model = set_from_environment(settings.PROVIDER_BASE_URL, settings.PROVIDER_API_KEY, settings.PROVIDER_MODEL)
         if model is not None:
-            self.stdout.write(f"Tenants that name no model get {model.name} of {model.provider.base_url}.")
+            role = "answers" if model.default else "is there, but another model answers,"
+            self.stdout.write(f"{model.name} of {model.provider.base_url} {role} tenants that name no model.")
         try:
             if guardian.confirm() == "fenced":
                 self.stdout.write(

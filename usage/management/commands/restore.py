@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import redis
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
@@ -45,7 +46,7 @@ class Command(BaseCommand):
             restored = restore(file)
         except archive.DamagedArchive as exc:
             raise CommandError(str(exc)) from exc
-        except DatabaseError as exc:  # its text would show rows
+        except (DatabaseError, psycopg.Error) as exc:  # COPY's come as they are; their text would show rows
             raise CommandError(f"Nothing was restored: the database refused it ({type(exc).__name__}).") from exc
         except redis.RedisError as exc:
             raise CommandError(f"Nothing was restored: the admission store fails ({type(exc).__name__}).") from exc
