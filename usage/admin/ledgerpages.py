@@ -11,16 +11,21 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter, RangeDateFilter
+from unfold.contrib.filters.admin import (
+    AutocompleteSelectFilter,
+    ChoicesDropdownFilter,
+    DropdownFilter,
+    RangeDateFilter,
+)
 from unfold.decorators import display
 
 from usage.admin.daily import ModelFilter
 from usage.admin.readonly import ReadOnlyAdmin, in_one_line
 from usage.exports import plain
 from usage.models import Kind, Provenance, QuarantinedEvent, UsageRecord
+from usage.unresolved import admitted_between, still_unresolved
 
 KIND_COLOURS = {"exact": "success", "void": "default", "unresolved": "warning", "correction": "info"}
-ZONES = dt.timedelta(hours=15)  # a tenant's day begins and ends less than this from the same day of UTC
 
 
 class DayFilter(RangeDateFilter):
@@ -31,14 +36,8 @@ class DayFilter(RangeDateFilter):
         narrowed: QuerySet[UsageRecord] | None = super().queryset(request, queryset)
         if narrowed is None:
             return None
-        for end, lookup, shift in (("from", "gte", -ZONES), ("to", "lt", dt.timedelta(days=1) + ZONES)):
-            day = parse_day(self.used_parameters.get(f"{self.parameter_name}_{end}"))
-            if day is not None:
-                bound = dt.datetime.combine(day, dt.time(), dt.UTC) + shift
-                narrowed = narrowed.filter(
-                    **{f"request_id__{lookup}": uuid.UUID(int=int(bound.timestamp() * 1000) << 80)}
-                )
-        return narrowed
+        first, last = (parse_day(self.used_parameters.get(f"{self.parameter_name}_{end}")) for end in ("from", "to"))
+        return admitted_between(narrowed, first, last)
 
 
 def parse_day(text: Any) -> dt.date | None:
@@ -47,6 +46,21 @@ def parse_day(text: Any) -> dt.date | None:
         return dt.date.fromisoformat(text or "")
     except (TypeError, ValueError):
         return None
+
+
+class OutcomeFilter(DropdownFilter):
+    """By what is known of a call today: its first row says what was known then."""
+
+    title = "outcome"
+    parameter_name = "open"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """One choice."""
+        return [("1", "Still unresolved")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[UsageRecord]) -> QuerySet[UsageRecord]:
+        """Narrow the list."""
+        return still_unresolved(queryset) if self.value() else queryset
 
 
 @admin.register(UsageRecord)
@@ -62,11 +76,11 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         "pictures",
         "charged",
         "shown_cost",
-        "remark",
     )
     list_filter = (
         ("tenant", AutocompleteSelectFilter),
         ("kind", ChoicesDropdownFilter),
+        OutcomeFilter,
         ModelFilter,
         ("day", DayFilter),
     )
@@ -163,15 +177,11 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         return f"{row.images:,}"
 
     @display(description="tokens")
-    def charged(self, row: UsageRecord) -> str:
-        """Tokens charged."""
-        return f"{row.charged_tokens:,}"
-
-    @display(description="", label={"note": "warning"})
-    def remark(self, row: UsageRecord) -> tuple[str, str] | None:
-        """Where the charged tokens come from, unless the provider reported them."""
+    def charged(self, row: UsageRecord) -> SafeString:
+        """Tokens charged, and where the figure comes from unless the provider reported it."""
         usual = row.kind == Kind.VOID or row.provenance == Provenance.REPORTED
-        return None if usual else ("note", row.provenance)
+        note = "" if usual else row.provenance
+        return format_html('{}<br><span class="gw-quiet">{}</span>', f"{row.charged_tokens:,}", note)
 
     @display(description="kind", label=KIND_COLOURS)
     def shown_kind(self, row: UsageRecord) -> tuple[str, str]:

@@ -6,8 +6,11 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.admin import ShowFacets
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ERROR_FLAG
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, StreamingHttpResponse
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
@@ -54,8 +57,14 @@ class ReadOnlyAdmin(ModelAdmin):
 
     @action(description="Download CSV", icon="download", url_path="csv", permissions=["view"])
     def csv(self, request: HttpRequest) -> HttpResponseBase:
-        """Every row that the filters let through."""
-        return self.stream(self.get_changelist_instance(request).get_queryset(request))
+        """Every row that the filters let through; back to the list, which says so, when they can't be read."""
+        try:
+            rows = self.get_changelist_instance(request).get_queryset(request)
+        except IncorrectLookupParameters:
+            options = self.model._meta
+            listed = reverse(f"admin:{options.app_label}_{options.model_name}_changelist")
+            return HttpResponseRedirect(f"{listed}?{ERROR_FLAG}=1")
+        return self.stream(rows)
 
     @action(description="Download selected rows as CSV", permissions=["view"])
     def selected_csv(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:
