@@ -13,6 +13,8 @@ from urllib.parse import parse_qs, quote, unquote
 import redis
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from config.serverurls import split_url
 
@@ -77,6 +79,10 @@ def parse_address(url: str, name: str = "REDIS_URL") -> Address:
 def store() -> "redis.Redis":
     """The admission store for synchronous code (tasks, commands, admin). Bounded waits, one retry by redis-py."""
     client: redis.Redis = redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2, decode_responses=False
+        settings.REDIS_URL,
+        socket_timeout=5,
+        socket_connect_timeout=2,
+        decode_responses=False,
+        retry=Retry(NoBackoff(), 1),  # the library's own pauses would make each page wait for seconds
     )
     return client

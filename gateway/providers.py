@@ -1,6 +1,6 @@
 """Setting up providers: the verbs behind the commands, and what is known about models' sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import transaction
@@ -56,19 +56,18 @@ def set_provider(name: str, base_url: str, key: str | None) -> Provider:
         if moved:
             raise ValidationError(MOVED)
     elif moved or newest is None or not _is_key(newest, key):
-        _replace_key(provider, key)
-    if moved:
-        drop_former_keys(provider)
+        added = _replace_key(provider, key)
+        if moved:
+            drop_former_keys(provider, [added])
     return provider
 
 
-def drop_former_keys(provider: Provider) -> None:
-    """Of a provider that has moved to another server, delete all keys but the newest. In a transaction.
+def drop_former_keys(provider: Provider, new: Iterable[ProviderKey]) -> None:
+    """Of a provider that has moved to another server, delete all keys but the `new` ones. In a transaction.
 
     Setting them inactive wouldn't do: made active again, they would be sent to the new server.
     """
-    newest = provider.keys.order_by("id").last()
-    provider.keys.exclude(pk=newest.pk if newest else None).delete()
+    provider.keys.exclude(pk__in=[key.pk for key in new]).delete()
 
 
 def _is_key(stored: ProviderKey, key: str) -> bool:
@@ -78,14 +77,14 @@ def _is_key(stored: ProviderKey, key: str) -> bool:
         return False  # nobody can read it any more: to be replaced
 
 
-def _replace_key(provider: Provider, key: str) -> None:
+def _replace_key(provider: Provider, key: str) -> ProviderKey:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValidationError("A provider's key is made of visible ASCII characters, without blanks.")
     for former in provider.keys.filter(active=True):
         former.active = False
         former.save(update_fields=["active"])
     number = provider.keys.count() + 1
-    ProviderKey.objects.create(provider=provider, label=f"key {number}", encrypted=encrypt(key))
+    return ProviderKey.objects.create(provider=provider, label=f"key {number}", encrypted=encrypt(key))
 
 
 @transaction.atomic
@@ -144,7 +143,9 @@ def set_from_environment(base_url: str, key: str, model: str) -> Model | None:
     """Set up the provider `environment` with one model, from ``PROVIDER_*``; None when all are empty.
 
     A model that is new becomes the default. What an administrator has done since stays, as this runs at every start:
-    another default, a provider, a model or the key itself switched off. Raises ImproperlyConfigured when only some are given or one is wrong.
+    another default; a provider, a model or the key itself switched off.
+
+    Raises ImproperlyConfigured when only some are given or one is wrong.
     """
     given = {"PROVIDER_BASE_URL": base_url, "PROVIDER_API_KEY": key, "PROVIDER_MODEL": model}
     missing = [name for name, value in given.items() if not value]

@@ -11,13 +11,15 @@ from typing import Any
 import httpx
 import pytest
 from django.core.management import call_command
+from django.test import Client
 
 from gateway import catalog, encryption
 from gateway.models import Model, ModelSize, Provider, ProviderKey
 from tests import processes, stack
+from tests.adminpages import PASSWORD
 from tokens import issuing
 from tokens.installation import ensure_installation
-from tokens.models import Membership, ProxyToken, Tenant
+from tokens.models import Membership, ProxyToken, Tenant, User
 from usage import guardian
 
 SANDBOX_KEY = "sandbox-key-of-the-tests"
@@ -145,6 +147,20 @@ def celery_worker_process(provider: Path) -> Iterator[processes.Process]:
     """A Celery worker with beat."""
     with processes.worker(provider) as process:
         yield process
+
+
+@pytest.fixture
+def operator() -> User:
+    """An administrator."""
+    return User.objects.create_superuser(f"{uuid.uuid4().hex}@operators.test", PASSWORD)
+
+
+@pytest.fixture
+def admin(operator: User) -> Client:
+    """A browser in which the administrator has signed in."""
+    client = Client()
+    client.force_login(operator)
+    return client
 
 
 def pytest_report_header() -> str:

@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from config.supervisor.programs import HEADER_MILLISECONDS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -109,12 +111,12 @@ def web(
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = {"PUBLIC_URL": url, "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"), **environment}
+    defaults = {"PUBLIC_URL": url, "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")}
+    environment = {**defaults, "GRANIAN_HTTP1_HEADER_READ_TIMEOUT": str(HEADER_MILLISECONDS), **environment}
     command = [
         str(Path(sys.executable).parent / "granian"),
         *("--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)),
         *("--loop", "uvloop", "--respawn-failed-workers", "--backlog", "8192", "--backpressure", "8192", "--no-ws"),
-        *("--http1-header-read-timeout", "2000"),
         *("--workers-kill-timeout", "10"),  # a worker that was told to stop while it started has not heard it
         application,
     ]

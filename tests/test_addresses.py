@@ -4,6 +4,7 @@ import ipaddress
 
 import pytest
 
+from gateway import addresses
 from gateway.addresses import client_address
 
 TRUSTED = [ipaddress.ip_network(text) for text in ("10.0.0.0/8", "127.0.0.0/8", "fd00::/8")]
@@ -40,3 +41,18 @@ def test_client_address(peer: str, forwarded: str | None, expected: str) -> None
 def test_without_trusted_proxies_the_header_is_never_read() -> None:
     assert client_address("127.0.0.1", "198.51.100.1", []) == "127.0.0.1"
     assert client_address("", "198.51.100.1", []) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("text", ["1" * 46, "::" + "0" * 65_536, "198.51.100.1%" + "x" * 1_000_000])
+def test_what_is_too_long_for_an_address_is_never_kept(text: str) -> None:
+    addresses.parse("10.0.0.1")
+    before = addresses._parse.cache_info().currsize
+    assert addresses.parse(text) is None
+    assert client_address("10.0.0.1", text, TRUSTED) == "10.0.0.1"
+    assert addresses._parse.cache_info().currsize == before
+
+
+def test_the_longest_address_is_read() -> None:
+    longest = "0000:0000:0000:0000:0000:ffff:255.255.255.255"
+    assert len(longest) == addresses.LONGEST
+    assert str(addresses.parse(longest)) == "255.255.255.255"

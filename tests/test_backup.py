@@ -17,6 +17,7 @@ import redis
 from cryptography.fernet import Fernet
 
 from tests import stack
+from usage.archive import Writer
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRETS = ("SECRET_KEY", "TOKEN_PEPPERS", "ENCRYPTION_KEYS")
@@ -29,6 +30,19 @@ PARTITIONS = """
 import datetime as dt
 from usage.partitions import create_partitions
 create_partitions(dt.date.today() - dt.timedelta(days=62))
+"""
+
+RESTORE_EACH = """
+import json, pathlib
+from django.core.management import CommandError, call_command
+said = []
+for path in sorted(pathlib.Path({folder!r}).glob("bad-*")):
+    try:
+        call_command("restore", path)
+        said.append("restored")
+    except CommandError as exc:
+        said.append(str(exc))
+print(json.dumps(said))
 """
 
 # A tenant with a name that tries COPY's escapes, a token, and ledger rows of two past months and this one.
@@ -119,7 +133,8 @@ def installations(tmp_path: Path) -> Iterator[tuple[Installation, Installation]]
     yield source, target
     with psycopg.connect(stack.SERVERS.database_url, autocommit=True) as connection:
         for installation in made:
-            connection.execute(f"DROP DATABASE {installation.name} WITH (FORCE)".encode())
+            # Not by force, which may not end a vacuum that PostgreSQL itself began; without, it steps aside.
+            connection.execute(f"DROP DATABASE {installation.name}".encode())
     for client in clients:
         client.flushdb()
         client.close()
@@ -157,7 +172,8 @@ def test_it_restores_the_same_content_or_nothing(
     assert target.ask("SELECT count(*) FROM tokens_tenant") == 0
 
     rows_missing = tmp_path / "rows-missing.backup"
-    write_without(rows_missing, archive, next(name for name in archive if name.startswith("tables/tokens_secret")))
+    secret_rows = next(name for name in archive if name.startswith("tables/tokens_secret"))
+    write(rows_missing, {name: content for name, content in archive.items() if name != secret_rows})
     refused = target.manage("restore", str(rows_missing))
     assert refused.stderr == f"CommandError: {rows_missing} is incomplete; nothing was restored.\n"
     assert target.ask("SELECT count(*) FROM tokens_tenant") == 0
@@ -182,14 +198,62 @@ def test_it_restores_the_same_content_or_nothing(
     assert target.ask("SELECT count(*) FROM tokens_tenant") == 2
 
 
-def write_without(path: Path, archive: dict[str, bytes], left_out: str) -> None:
-    """Write an archive again without one of its members."""
+def write(path: Path, archive: dict[str, bytes]) -> None:
+    """Write an archive of these members."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in archive.items():
-            if name != left_out:
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def damaged(archive: dict[str, bytes]) -> Iterator[tuple[dict[str, bytes], str]]:
+    """Archives that are foreign or damaged, and what is said of each."""
+    table = next(name for name in archive if name.startswith("tables/tokens_tenant"))
+    manifest, kept, end = (json.loads(archive[f"{name}.json"]) for name in ("manifest", "settings", "end"))
+    unreadable = "This is not a backup of the gateway, or it is damaged: {} can't be read."
+    for name in ("manifest.json", "settings.json", "end.json"):
+        for content in (b"{", b"{}", b"[]", b'{"format": "\xff"}', b""):
+            yield {**archive, name: content}, unreadable.format(name)
+    for name, whole in (("manifest.json", manifest), ("settings.json", kept), ("end.json", end)):
+        for key in whole.keys() - {"created_at"}:
+            less = json.dumps({other: whole[other] for other in whole if other != key}).encode()
+            yield {**archive, name: less}, unreadable.format(name)
+    yield {"readme.txt": b"hello"}, "This is not a backup of the gateway: manifest.json is missing."
+    for name in ("tables/letters/000000", "letters.txt"):
+        yield {**archive, name: b"1\n"}, f"holds {name.removesuffix('/000000')}, which is no table of the gateway."
+    yield {**archive, table: b"\x00\xff\tnonsense\n"}, "Nothing was restored: the database refused it ("
+    sequences = json.dumps({**end, "sequences": {"no_such_sequence": 1}}).encode()
+    yield {**archive, "end.json": sequences}, "Nothing was restored: the database refused it ("
+    partitions = json.dumps({**manifest, "partitions": ["usage_record_0000_99", "usage_record_9999_12"]}).encode()
+    yield {**archive, "manifest.json": partitions, table: b""}, "is incomplete; nothing was restored."
+
+
+def test_a_foreign_or_damaged_backup_is_refused_in_one_sentence(
+    installations: tuple[Installation, Installation], tmp_path: Path
+) -> None:
+    source, target = installations
+    assert source.manage("backup", str(tmp_path / "good")).returncode == 0
+    cases = list(damaged(members(tmp_path / "good")))
+    assert len(cases) > 25
+    # One process for all: the command itself, as manage.py runs it.
+    for number, (archive, _) in enumerate(cases):
+        write(tmp_path / f"bad-{number:02}", archive)
+    finished = target.manage("shell", "--no-imports", "--command", RESTORE_EACH.format(folder=str(tmp_path)))
+    assert finished.returncode == 0, finished.stderr
+    said = json.loads(finished.stdout)
+    assert [sentence for (_, sentence), text in zip(cases, said, strict=True) if sentence not in text] == []
+    assert [text for text in said if "\n" in text or any(secret in text for secret in source.secrets.values())] == []
+    assert target.ask("SELECT count(*) FROM tokens_tenant") == 0
+
+
+def test_a_backup_and_its_name_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda number: written.append(Path(f"/proc/self/fd/{number}").readlink()))
+    writer = Writer(tmp_path / "gateway.backup")
+    writer.add_json("manifest.json", {})
+    writer.finish()
+    assert written == [tmp_path / "gateway.backup", tmp_path]
 
 
 def test_it_puts_the_secrets_back_in_the_data_folder_of_make_run(

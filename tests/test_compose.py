@@ -11,6 +11,7 @@ import yaml
 
 from config import checks
 from config.supervisor import programs
+from config.supervisor.errors import StartError
 from tests.test_docs import ELSEWHERE, settings_read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,14 @@ def options(command: Sequence[str]) -> dict[str, str]:
     """``--name value`` pairs of a command."""
     pairs = pairwise(command)
     return {name: value for name, value in pairs if name.startswith("--") and not value.startswith("--")}
+
+
+def image_command() -> list[str]:
+    """The words of the image's own command."""
+    command = re.search(r"^CMD (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    assert command
+    words: list[str] = yaml.safe_load(command[1])
+    return words
 
 
 def flags(command: Sequence[str]) -> set[str]:
@@ -105,8 +114,33 @@ def test_only_the_web_server_is_reached_and_reaches_out() -> None:
 
 
 def test_calls_in_flight_are_waited_for() -> None:
-    seconds = int(SERVICES["web"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > 300 + 10, "UPSTREAM_DEADLINE and what DRAIN_SECONDS adds"
+    granted = int(SERVICES["web"]["stop_grace_period"].removesuffix("s"))
+    killed_after = int(options(image_command())["--workers-kill-timeout"])
+    assert granted > killed_after > 300 + 10, "UPSTREAM_DEADLINE and what DRAIN_SECONDS adds"
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, "330"),
+        ({"UPSTREAM_DEADLINE": "600"}, "630"),
+        ({"UPSTREAM_DEADLINE": "600", "DRAIN_SECONDS": "4.5"}, "25"),
+        ({"DRAIN_SECONDS": ""}, "330"),
+    ],
+)
+def test_under_make_run_a_worker_is_killed_after_its_drain(environment: dict[str, str], seconds: str) -> None:
+    command = programs.web(Path("/data"), environment, 8000).command
+    assert options(command)["--workers-kill-timeout"] == seconds
+
+
+@pytest.mark.parametrize("name", ["UPSTREAM_DEADLINE", "DRAIN_SECONDS"])
+def test_under_make_run_a_drain_that_is_no_number_is_refused(name: str) -> None:
+    with pytest.raises(StartError, match=f"{name} must be a number, not 'long'"):
+        programs.web(Path("/data"), {name: "long"}, 8000)
+
+
+def test_the_monitoring_can_be_given_a_token() -> None:
+    assert SERVICES["web"]["environment"]["METRICS_TOKEN"] == "${METRICS_TOKEN:-}"
 
 
 def test_named_volumes_are_declared() -> None:
@@ -115,9 +149,7 @@ def test_named_volumes_are_declared() -> None:
 
 
 def test_the_image_starts_the_web_server_as_make_run_does() -> None:
-    command = re.search(r"^CMD (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
-    assert command
-    image = yaml.safe_load(command[1])
+    image = image_command()
     supervisor = programs.web(Path("/data"), {}, 8000).command
     assert image[-1] == supervisor[-1] == "config.asgi:application"
     assert flags(image) == flags(supervisor) - {"--workers"}, "the number of workers is GRANIAN_WORKERS"

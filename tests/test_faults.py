@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,6 +113,21 @@ def test_sigterm_lets_calls_in_flight_end(
         with pytest.raises(httpx.ConnectError):
             gateway.post(customer.secret, {"prompt": "too late"})
     assert [row.kind for row in rows(customer)] == ["exact"] * 6
+
+
+@pytest.mark.parametrize(("milliseconds", "held_up"), [("1000", False), ("60000", True)], ids=["guard", "control"])
+def test_half_sent_headers_do_not_hold_up_a_stop(milliseconds: str, held_up: bool, provider: Path) -> None:
+    with running(provider, GRANIAN_HTTP1_HEADER_READ_TIMEOUT=milliseconds) as (gateway, process):
+        parts = urlsplit(gateway.url)
+        with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
+            connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\n".encode())
+            assert gateway.post(None, {}).status_code == 403  # the worker has taken what came before
+            process.child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.child.wait(4)
+            assert (process.child.poll() is None) == held_up
+            if held_up:
+                process.stop(signal.SIGKILL)
 
 
 def test_sigterm_waits_for_a_call_whose_client_has_left(provider: Path, customer: Customer) -> None:

@@ -2,7 +2,10 @@
 
 import datetime as dt
 import random
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -62,6 +65,23 @@ def test_month_bounds_part_the_last_moment_from_the_first() -> None:
     bound = least_request_id(dt.date(2026, 12, 1))
     midnight = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
     assert request_id(midnight - dt.timedelta(milliseconds=1)) < bound < request_id(midnight)
+
+
+def test_several_creators_at_once_make_each_partition_once() -> None:
+    year = random.randrange(2200, 9000)
+    ready = threading.Barrier(4)
+
+    def create(_: int) -> list[str]:
+        try:
+            with connection.cursor():  # connected before the race begins
+                ready.wait(10)
+            return create_partitions(dt.date(year, 5, 1))
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(create, range(4)))
+    assert sorted(chain.from_iterable(created)) == [f"usage_record_{year}_{month:02}" for month in (5, 6, 7, 8)]
 
 
 def test_partitions_are_made_ahead_and_a_missing_one_stops_nothing(alice: Customer) -> None:

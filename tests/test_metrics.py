@@ -128,7 +128,7 @@ def empty_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
 
 
 def test_the_store_is_read_when_asked(empty_store: redis.Redis) -> None:
-    assert metrics.read_store(4) == dict.fromkeys(metrics.STORE_GAUGES, 0)
+    assert metrics.read_store(4) == dict.fromkeys([*metrics.STORE_GAUGES, metrics.LEASES_ENDED], 0)
     seconds, _ = empty_store.time()
     for shard, age in ((1, 100), (3, 10)):
         empty_store.xadd(keys.usage(shard), {"a": 1}, id=f"{(seconds - age) * 1000}-0")
@@ -137,6 +137,7 @@ def test_the_store_is_read_when_asked(empty_store: redis.Redis) -> None:
     empty_store.xreadgroup(keys.GROUP, "worker", {keys.usage(3): ">"}, count=1)
     empty_store.zadd(keys.deadlines(0), {"a": (seconds - 5) * 10**6, "b": (seconds + 500) * 10**6})
     empty_store.zadd(keys.deadlines(2), {"c": (seconds + 500) * 10**6})
+    empty_store.incrby(keys.EXPIRED, 3)
     found = metrics.read_store(4)
     assert 100 <= found.pop("gateway_backlog_oldest_seconds") < 103
     assert found == {
@@ -144,6 +145,7 @@ def test_the_store_is_read_when_asked(empty_store: redis.Redis) -> None:
         "gateway_backlog_pending": 1,
         "gateway_reservations_open": 3,
         "gateway_reservations_overdue": 1,
+        "gateway_leases_ended_total": 3,
     }
 
 

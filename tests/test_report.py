@@ -147,17 +147,29 @@ def test_the_command_says_what_is_wrong(alice: Customer, words: list[str], messa
         command(alice, *words)
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
-def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(start: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        *((f"{start}HYPERLINK(1)", f"'{start}HYPERLINK(1)") for start in ["=", "+", "-", "@", "\t", "\r", "\n"]),
+        *((f"{start}1", f"'{start}1") for start in "＝＋－＠"),
+        ("x;=HYPERLINK(1)", "x;'=HYPERLINK(1)"),  # where the semicolon parts the cells
+        ('x;"=1"', 'x;\'"=1"'),
+        ("x\t@SUM(1)", "x\t'@SUM(1)"),
+        ("x\n =1", "x\n' =1"),
+        ("a-b, -c; d=e", "a-b, -c; d=e"),
+    ],
+)
+def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text: str, cell: str) -> None:
     out = io.StringIO(newline="")
-    write_csv([["name"], [f"{start}HYPERLINK(1)"]], out)
-    assert list(csv.reader(io.StringIO(out.getvalue(), newline="")))[1] == [f"'{start}HYPERLINK(1)"]
+    write_csv([["name"], [text]], out)
+    assert list(csv.reader(io.StringIO(out.getvalue(), newline="")))[1] == [cell]
+    assert out.getvalue().count('"') == 4 + 2 * text.count('"'), "text stands in quotes always"
 
 
 def test_numbers_stay_numbers_in_csv() -> None:
     out = io.StringIO(newline="")
     write_csv([["a", "b", "c", "d"], [-1, Decimal("-0.00000100"), None, "a,b"]], out)
-    assert out.getvalue() == 'a,b,c,d\r\n-1,-0.000001,,"a,b"\r\n'
+    assert out.getvalue() == '"a","b","c","d"\r\n-1,-0.000001,,"a,b"\r\n'
 
 
 def test_csv_is_written_as_the_rows_come() -> None:

@@ -1,24 +1,23 @@
-"""Every unsafe or wrong setting and store is refused, each by its own sentence."""
+"""Every unsafe or wrong setting is refused, each by its own sentence."""
 
 import ipaddress
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-import redis
-from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError
 
 from config import checks
 from config.databases import database_settings
 from config.environment import Environment
 from config.redis import parse_address
-from config.supervisor.valkey import EmbeddedValkey
+from config.serverurls import split_url
 
 ROOT = Path(__file__).resolve().parent.parent
 SAFE = {
@@ -38,11 +37,6 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     command = [sys.executable, str(ROOT / "manage.py"), *arguments]
     variables = {**os.environ, **environment}
     return subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-def found(messages: list[CheckMessage]) -> list[str | None]:
-    """The ids."""
-    return [message.id for message in messages]
 
 
 @pytest.fixture
@@ -79,6 +73,7 @@ def test_on_this_machine_http_is_fine(safe: Any, url: str) -> None:
         ("ENCRYPTION_KEYS", ["short"], "E005", "ENCRYPTION_KEYS must hold Fernet keys"),
         ("ENCRYPTION_KEYS", [*SAFE["ENCRYPTION_KEYS"], "ü"], "E005", "ENCRYPTION_KEYS must hold"),  # type: ignore[misc]
         ("TRUSTED_PROXIES", EVERYBODY, "E006", "TRUSTED_PROXIES trusts every address"),
+        ("IMAGE_RETENTION_DAYS", 6, "E007", "images would be gone before their URLs expire"),
     ],
 )
 def test_an_unsafe_setting_is_refused(safe: Any, name: str, value: object, number: str, sentence: str) -> None:
@@ -174,129 +169,59 @@ def test_a_database_url_in_all_its_parts() -> None:
     assert (parsed["PORT"], parsed["NAME"], parsed["OPTIONS"]) == ("5433", "na me", {"sslmode": "require"})
 
 
+PASSWORDS = [
+    "hunter/2",
+    "hunter#2",
+    "hunter?2",
+    "2/hunter",
+    "2#hunter",
+    "2?hunter",
+    "h@unter/2",
+    "[hunter",
+    "hun\u2100ter",
+]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DATABASE_URL", "postgresql://gateway:{}@db.example:5432/gateway"),
+        ("REDIS_URL", "redis://:{}@store.example:6379/0"),
+        ("CACHE_URL", "rediss://:{}@cache.example:6379/0"),
+        ("CELERY_BROKER_URL", "amqp://first//;amqp://gateway:{}@broker.example:5672//"),
+    ],
+)
+def test_a_url_with_a_bare_password_is_refused_without_showing_any_of_it(name: str, url: str, password: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        for part in url.format(password).split(";"):
+            split_url(name, part)
+    assert str(caught.value).startswith(f"{name} can't be read: in a user name or password write / as %2F")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "hunter" not in shown and "hun\u2100ter" not in shown
+    for part in url.format(quote(password, safe="")).split(";"):
+        split_url(name, part)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "CACHE_URL", "CELERY_BROKER_URL"])
+def test_every_url_is_read_that_way(name: str) -> None:
+    scheme = "postgresql" if name == "DATABASE_URL" else "redis"
+    finished = manage("check", **{name: f"{scheme}://gateway:hunter/2@server.example/0"})
+    assert finished.stderr.startswith(f"manage.py: {name} can't be read")
+    assert finished.stderr.count("\n") == 1
+    assert "hunter" not in finished.stderr
+
+
 @pytest.mark.parametrize(
     ("url", "celery"),
     [
         ("redis://store:6380/3", "redis://store:6380/5"),
         ("redis://:p%40ss@store/0", "redis://:p%40ss@store:6379/5"),
+        ("redis://us%2Fer:p%2Fss@store/0", "redis://us%2Fer:p%2Fss@store:6379/5"),
+        ("unix://:p%2Fss@/run/v.sock", "redis+socket://:p%2Fss@/run/v.sock?virtual_host=5"),
         ("unix:///run/v.sock?db=3", "redis+socket:///run/v.sock?virtual_host=5"),
     ],
 )
 def test_a_redis_url_in_every_form(url: str, celery: str) -> None:
     assert parse_address(url).celery_url(5) == celery
     assert parse_address(parse_address(url).url()) == parse_address(url)
-
-
-@pytest.fixture(scope="module")
-def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    """A store of the tests' own that they may spoil."""
-    server = EmbeddedValkey(tmp_path_factory.mktemp("own"))
-    server.start()
-    client = redis.Redis.from_url(server.url)
-    yield client
-    client.close()
-    server.stop(5)
-
-
-@pytest.fixture
-def store(own_store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    """That store, as the checks' own and in good order again after the test."""
-    monkeypatch.setattr(checks, "store", lambda: own_store)
-    yield own_store
-    own_store.replicaof("NO", "ONE")
-    for name, value in checks.DURABILITY.items():
-        own_store.config_set(name, value)
-
-
-def test_a_sane_store_passes(store: redis.Redis) -> None:
-    assert checks.store_problems() == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "number"),
-    [
-        ("appendonly", "no", "E103"),
-        ("appendfsync", "everysec", "E104"),
-        ("maxmemory-policy", "allkeys-lru", "E105"),
-    ],
-)
-def test_a_store_that_can_lose_what_it_acknowledged_is_refused(
-    store: redis.Redis, name: str, value: str, number: str
-) -> None:
-    store.config_set(name, value)
-    (message,) = checks.store_problems()
-    assert message.id == f"gateway.{number}"
-    assert f"with {name} {checks.DURABILITY[name]}; it has {value}." in message.msg
-    with pytest.raises(ImproperlyConfigured, match=f"must run with {name}"):
-        checks.refuse_unsafe()
-
-
-def test_a_replica_is_refused(store: redis.Redis) -> None:
-    store.replicaof("127.0.0.1", "1")
-    assert found(checks.store_problems()) == ["gateway.E102"]
-
-
-def test_a_store_that_hides_its_configuration_is_warned_of(store: redis.Redis, monkeypatch: Any) -> None:
-    store.acl_setuser("guest", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-config"])
-    path = store.get_connection_kwargs()["path"]
-    guest = redis.Redis.from_url(f"unix://guest:any@{path}")
-    monkeypatch.setattr(checks, "store", lambda: guest)
-    (message,) = checks.store_problems()
-    assert message.id == "gateway.W102"
-    assert message.hint == "Make sure of: appendonly yes, appendfsync always, maxmemory-policy noeviction."
-    guest.close()
-    store.acl_deluser("guest")
-
-
-def test_an_old_redis_is_refused(store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "info", lambda section: {"redis_version": "6.2.14", "role": "master"})
-    assert found(checks.store_problems()) == ["gateway.E101"]
-
-
-def test_a_store_that_is_down_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checks, "store", lambda: redis.Redis.from_url(f"unix://{tmp_path}/nobody"))
-    assert found(checks.store_problems()) == ["gateway.W101"]
-    checks.refuse_unsafe()
-
-
-class Answering:
-    """A PostgreSQL that this machine doesn't have: a row to answer with, or an error."""
-
-    def __init__(self, answer: tuple[int, bool] | Exception) -> None:
-        self.answer = answer
-
-    def cursor(self) -> "Answering":
-        return self
-
-    def __enter__(self) -> "Answering":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def execute(self, _statement: str) -> None:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-
-    def fetchone(self) -> object:
-        return self.answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ((170_006, False), []),
-        ((160_009, False), ["gateway.E201"]),
-        ((180_001, True), ["gateway.E202"]),
-        (OperationalError("refused"), ["gateway.W201"]),
-    ],
-)
-def test_postgresql_is_checked(
-    monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bool] | Exception, expected: list[str]
-) -> None:
-    monkeypatch.setattr(checks, "connection", Answering(answer))
-    assert found(checks.database_problems()) == expected
-
-
-def test_the_real_postgresql_passes() -> None:
-    assert checks.database_problems() == []

@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 MONTHS_AHEAD = 3
 LOCK = 0x6D6F6E746873  # of PostgreSQL, until the transaction's end: "months"
 
+EXISTS = """
+SELECT EXISTS (SELECT FROM pg_class WHERE relname = %s AND relnamespace = current_schema()::regnamespace)
+"""
+
 # TRUNCATE fires the trigger of the table it names only, so each partition has its own; triggers for rows are inherited.
 PARTITION = """
 CREATE TABLE {name} PARTITION OF usage_record FOR VALUES FROM ('{start}') TO ('{end}');
@@ -55,8 +59,10 @@ def create_partitions(today: dt.date, database: BaseDatabaseWrapper = connection
 
 
 def _exists(cursor: CursorWrapper, name: str) -> bool:
-    cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [name])
-    return cursor.fetchone() == (True,)
+    # Not to_regclass: within a transaction it may go on answering from a cache what was true before another's commit.
+    cursor.execute(EXISTS, [name])
+    (exists,) = cursor.fetchone()
+    return bool(exists)
 
 
 def _create(database: BaseDatabaseWrapper, name: str, month: dt.date) -> bool:

@@ -14,11 +14,12 @@ from types import FrameType
 
 from config.supervisor import datafolder
 from config.supervisor.errors import StartError
+from config.supervisor.programs import drain_seconds
 from config.supervisor.report import say
 from config.supervisor.stack import Stack
 
 OPEN_FILES = 65_536
-SETTLING_SECONDS = 30.0
+SETTLING_SECONDS = 30.0  # above the margin after which the web server kills its own workers
 SAME_SIGNAL_SECONDS = 1.0  # `kill` of a process group reaches us twice: `make` passes SIGTERM on
 
 
@@ -64,7 +65,8 @@ def main() -> int:
     stack: Stack | None = None
     status = 0
     try:
-        port, demo, web_seconds = read_port(), read_demo(), read_web_seconds()
+        port, demo = read_port(), read_demo()
+        web_seconds = drain_seconds(os.environ) + SETTLING_SECONDS
         raise_file_limit()
         datafolder.prepare(data)
         datafolder.claim(data, say)
@@ -97,18 +99,6 @@ def read_demo() -> bool:
     if text not in {"yes", "no"}:
         raise StartError(f"DEMO must be yes or no, not {text!r}.")
     return text == "yes"
-
-
-def read_web_seconds() -> float:
-    """How long calls in flight may take to end: what the provider may take, and some time for settling.
-
-    Raises StartError when `UPSTREAM_DEADLINE` is no number.
-    """
-    text = os.environ.get("UPSTREAM_DEADLINE") or "300"
-    try:
-        return float(text) + SETTLING_SECONDS
-    except ValueError as exc:
-        raise StartError(f"UPSTREAM_DEADLINE must be a number, not {text!r}.") from exc
 
 
 def raise_file_limit() -> None:

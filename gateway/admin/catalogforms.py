@@ -14,7 +14,7 @@ from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from gateway.encryption import encrypt
-from gateway.models import Model, ModelSize, Provider, ProviderKey, authority
+from gateway.models import Model, ModelSize, Provider, ProviderKey, authority, validate_base_url
 from gateway.providers import MOVED, drop_former_keys, make_default, set_sizes, usual_sizes
 
 validate_key = RegexValidator(r"\A[!-~]+\Z", "A provider's key is made of visible ASCII characters, without blanks.")
@@ -59,6 +59,10 @@ class KeyFormSet(PaginationInlineFormSet):
     def clean(self) -> None:
         """Refuse another server without a key of its own. The provider's row is locked until the form is saved."""
         super().clean()
+        try:
+            validate_base_url(self.instance.base_url)
+        except ValidationError:
+            return  # the field says so
         stored = Provider.objects.select_for_update().filter(pk=self.instance.pk).first()
         self.moved = stored is not None and authority(stored.base_url) != authority(self.instance.base_url)
         new = [form.cleaned_data for form in self.extra_forms if form.has_changed() and not form.errors]
@@ -66,10 +70,10 @@ class KeyFormSet(PaginationInlineFormSet):
             raise ValidationError(MOVED)
 
     def save(self, commit: bool = True) -> Any:
-        """Save; of a provider that has moved only the newest key stays."""
+        """Save; of a provider that has moved only the new keys stay."""
         saved = super().save(commit)
         if self.moved:
-            drop_former_keys(self.instance)
+            drop_former_keys(self.instance, self.new_objects)
         return saved
 
 

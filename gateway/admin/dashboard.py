@@ -15,7 +15,8 @@ from django.utils.timezone import now
 from gateway.metrics import read_store
 from gateway.models import Model
 from tokens.models import ProxyToken, Tenant
-from usage.models import DailyUsage, QuarantinedEvent
+from usage.models import DailyUsage, QuarantinedEvent, UsageRecord
+from usage.unresolved import admitted_between, still_unresolved
 
 TENANTS_SHOWN = 12
 ONE_DAY = dt.timedelta(days=1)
@@ -34,11 +35,14 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     for row in rows:
         for currency, cost in row["costs"].items():
             costs[currency] += cost
+    # Older months are closed, and the ledger only grows: counting all of it would take ever longer.
+    since = (now().date().replace(day=1) - ONE_DAY).replace(day=1)
     context |= {
         "totals": totals,
         "costs": money(costs),
         "tenants_today": [{**row, "costs": money(row["costs"])} for row in rows[:TENANTS_SHOWN]],
-        "unresolved": DailyUsage.objects.aggregate(n=Sum("unresolved_requests"))["n"] or 0,
+        "unresolved": still_unresolved(admitted_between(UsageRecord.objects.order_by(), since, None)).count(),
+        "unresolved_since": since,
         "quarantined": QuarantinedEvent.objects.count(),
         "has_tenants": Tenant.objects.exists(),
         "has_tokens": ProxyToken.objects.exists(),

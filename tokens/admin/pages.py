@@ -48,6 +48,11 @@ class ScopeAdmin(ModelAdmin):
             field.base_field.validators = [*field.base_field.validators, *db_field.base_field.validators]
         return field
 
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """What the address says of a new row; Django would fail on a tenant that is no number."""
+        initial: dict[str, Any] = super().get_changeform_initial_data(request)
+        return {name: value for name, value in initial.items() if name != "tenant" or row_id(value) is not None}
+
     def change_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """The page, with what is used by now. The store is asked here, after any transaction has ended."""
         response: HttpResponse = super().change_view(request, *args, **kwargs)

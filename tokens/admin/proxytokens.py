@@ -56,8 +56,6 @@ class ProxyTokenAdmin(ScopeAdmin):
         initial: dict[str, Any] = super().get_changeform_initial_data(request)
         member = row_id(initial.pop("member", ""))
         found = Membership.objects.select_related("user").filter(pk=member).first() if member is not None else None
-        if row_id(initial.get("tenant", "")) is None:
-            initial.pop("tenant", None)
         return initial if found is None else {**initial, "tenant": found.tenant_id, "email": found.user.email}
 
     def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:

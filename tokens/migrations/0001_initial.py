@@ -61,10 +61,15 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "model",
-                    models.SlugField(
+                    models.CharField(
                         blank=True,
                         help_text="The model that answers its calls. Empty: the gateway's default model.",
                         max_length=100,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Za-z0-9_.:/-]+\\Z", "Letters, digits and . : / - _ only."
+                            )
+                        ],
                     ),
                 ),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now, editable=False)),

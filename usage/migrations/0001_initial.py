@@ -146,7 +146,18 @@ class Migration(migrations.Migration):
             name="Price",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("model", models.SlugField(help_text="The model's name, as in the list of models.", max_length=100)),
+                (
+                    "model",
+                    models.CharField(
+                        help_text="The model's name, as in the list of models.",
+                        max_length=100,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Za-z0-9_.:/-]+\\Z", "Letters, digits and . : / - _ only."
+                            )
+                        ],
+                    ),
+                ),
                 ("size", models.CharField(blank=True, help_text="Such as 1024x1024. Empty: any size.", max_length=16)),
                 (
                     "per_image",

@@ -6,13 +6,15 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from tokens.models import Tenant
 from usage.exports import plain, write_csv
 from usage.reports import GROUPS, Query, Row, Totals, report
+from usage.workbooks import TooManyRows, report_workbook
 
 
 def day(text: str) -> dt.date:
@@ -46,18 +48,23 @@ class Command(BaseCommand):
         verb.add_argument(
             "--group-by", type=groups, default=["day"], metavar="GROUPS", help=f"Some of {', '.join(GROUPS)}: day,model"
         )
-        verb.add_argument("--format", choices=["csv", "json"], help="Default: a table with totals.")
+        verb.add_argument("--format", choices=["csv", "json", "xlsx"], help="Default: a table with totals.")
+        verb.add_argument("--output", type=Path, metavar="FILE", help="Where xlsx goes (default: standard output).")
 
     def handle(self, *args: Any, **options: Any) -> None:
         query = Query(_tenant(options["tenant"]), options["start"], options["end"], options["group_by"])
         if query.start >= query.end:
             raise CommandError("--to must be a later day than --from: it is the day after the last.")
+        if options["output"] and options["format"] != "xlsx":
+            raise CommandError("--output goes with --format xlsx; the other formats are text: use > FILE.")
         match options["format"]:
             case "csv":
                 rows = ([row[column] for column in query.columns] for row in report(query))
                 write_csv(chain([query.columns], rows), self.stdout)
             case "json":
                 self._write_json(query)
+            case "xlsx":
+                self._write_workbook(query, options["output"])
             case _:
                 self._write_table(query)
 
@@ -70,6 +77,19 @@ class Command(BaseCommand):
             self.stdout.write(comma + _json(row), ending="")
             comma = ",\n"
         self.stdout.write(f'\n], "total": {_json(totals.row())}}}')
+
+    def _write_workbook(self, query: Query, output: Path | None) -> None:
+        """The whole workbook at the end: until then a file that was there before stays as it is."""
+        binary: BinaryIO | None = getattr(self.stdout, "buffer", None)
+        target = output or binary
+        if target is None or (output is None and self.stdout.isatty()):
+            raise CommandError("A workbook is no text for a terminal: give --output FILE.")
+        try:
+            report_workbook(query).save(target)
+        except TooManyRows as exc:
+            raise CommandError(str(exc)) from exc
+        except OSError as exc:
+            raise CommandError(f"{output or 'The standard output'} can't be written: {exc.strerror}.") from exc
 
     def _write_table(self, query: Query) -> None:
         totals = Totals()
