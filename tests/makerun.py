@@ -19,6 +19,7 @@ import psycopg
 from config.supervisor import orphans, runfile
 from config.supervisor.account import Account, popen_arguments
 from tests.processes import ROOT, free_port, wait_until
+from tests.watchdog import Watchdog
 
 LAST_LINE = "Ctrl-C stops everything."
 
@@ -47,6 +48,7 @@ class Stack:
         self._through_make = through_make
         self._account = popen_arguments(account)
         self._environment = environment
+        self._watchdogs: list[Watchdog] = []
 
     def launch(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start it in a process group of its own, as a shell does, without waiting."""
@@ -64,6 +66,7 @@ class Stack:
                 start_new_session=True,
                 **self._account,
             )
+        self._watchdogs.append(Watchdog(self.process.pid, "TERM"))
         return self.process
 
     def start(self, **environment: str) -> float:
@@ -79,6 +82,11 @@ class Stack:
         assert self.process is not None
         (os.killpg if group else os.kill)(self.process.pid, number)
         return self.process.wait(60)
+
+    def dismiss_watchdogs(self) -> None:
+        """Nothing of it runs any more."""
+        while self._watchdogs:
+            self._watchdogs.pop().dismiss()
 
     def text(self) -> str:
         """What it has printed since the last start."""
@@ -176,6 +184,7 @@ def stack(name: str = "data", **options: Any) -> Iterator[Stack]:
         try:
             made.clear_away()
         finally:
+            made.dismiss_watchdogs()
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from config.supervisor.programs import HEADER_MILLISECONDS
+from tests.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +57,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.watchdog = Watchdog(-self.child.pid)
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 20) -> int:
         """Send a signal and wait; whatever is left of the group is killed."""
@@ -65,6 +67,7 @@ class Process:
             self.child.wait(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
+        self.watchdog.dismiss()
         return self.child.wait(5)
 
     def children(self) -> list[int]:
