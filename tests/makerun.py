@@ -39,7 +39,13 @@ class Stack:
     """A stack on a data folder, through `make run` or straight through the supervisor."""
 
     def __init__(
-        self, data: Path, *, through_make: bool = False, account: Account | None = None, **environment: str
+        self,
+        data: Path,
+        *,
+        through_make: bool = False,
+        account: Account | None = None,
+        python: str = "",
+        **environment: str,
     ) -> None:
         self.data, self.port = data, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -47,12 +53,13 @@ class Stack:
         self.process: subprocess.Popen[bytes] | None = None
         self._through_make = through_make
         self._account = popen_arguments(account)
+        self._python = python or sys.executable
         self._environment = environment
         self._watchdogs: list[Watchdog] = []
 
     def launch(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start it in a process group of its own, as a shell does, without waiting."""
-        command, where = [sys.executable, "-m", "config.supervisor"], {"DATA": str(self.data), "PORT": str(self.port)}
+        command, where = [self._python, "-m", "config.supervisor"], {"DATA": str(self.data), "PORT": str(self.port)}
         if self._through_make:
             command, where = ["make", "run", *(f"{name}={value}" for name, value in where.items())], {}
         with self.log.open("wb") as log:

@@ -3,8 +3,10 @@
 import datetime as dt
 import io
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -254,12 +256,10 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder: Path = tmp_path_factory.mktemp("stack")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        if parent.stat().st_uid == os.getuid():
-            parent.chmod(0o755)  # PostgreSQL's account must be able to enter
-    found = Stack(start_servers(folder))
+def stack() -> Iterator[Stack]:
+    folder = Path(tempfile.mkdtemp(prefix="gateway-commands-"))
+    folder.chmod(0o755)  # PostgreSQL's account must be able to enter
+    found = Stack(start_servers(folder / "servers"))
     try:
         found.manage("migrate", "--no-input")
         found.manage("bootstrap")
@@ -267,6 +267,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield found
     finally:
         found.servers.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def worker(data: Path, environment: Mapping[str, str]) -> Program:
 
 def sandbox(data: Path, environment: Mapping[str, str], port: int) -> Program:
     """The provider that runs on this machine. It gets none of the gateway's settings."""
-    kept = {name: environment[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in environment}
+    kept = {name: environment[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH") if name in environment}
     own = {
         "SANDBOX_DATA": str(data / "sandbox"),
         "SANDBOX_PUBLIC_URL": f"http://127.0.0.1:{port}",
