@@ -162,13 +162,13 @@ def test_it_finishes_calls_in_flight_and_goes_on_next_time(
     assert not (shared.data / "run.json").exists()
     assert shared.start() < READY_WITHIN
     assert shared.demo == demo
-    wait_for_rows(shared, answer, shared.post())
+    wait_for_rows(shared, answer, answered(shared))
     assert len(shared.kinds()) >= before + 2
 
 
 def test_a_killed_start_leaves_nothing_behind(shared: Stack, pool: ThreadPoolExecutor) -> None:
     supervisor = shared.note.supervisor.pid
-    settled, held = shared.post(), held_call(shared, pool)
+    settled, held = answered(shared), held_call(shared, pool)
     os.kill(supervisor, signal.SIGKILL)
     shared.end(signal.SIGKILL, group=True)
     orphans = {name: child for name, child in shared.note.children.items() if child.alive}
@@ -177,7 +177,7 @@ def test_a_killed_start_leaves_nothing_behind(shared: Stack, pool: ThreadPoolExe
     assert "Stopping what an earlier start left running" in shared.text()
     assert not any(child.alive for child in orphans.values())
     assert held.result().status_code == 200  # the new start let it end
-    wait_for_rows(shared, settled, held.result(), shared.post())
+    wait_for_rows(shared, settled, held.result(), answered(shared))
 
 
 def test_a_killed_web_worker_takes_only_its_own_calls(shared: Stack, pool: ThreadPoolExecutor) -> None:
