@@ -121,8 +121,7 @@ class GenerateImage(AsyncAPIView):
             headers["Idempotent-Replayed"] = "true"
         if call.asked.ignored:
             headers["X-Ignored-Fields"] = ", ".join(call.asked.ignored)
-        if skeleton.error:
-            headers["Idempotent-Replayed"] = "true"
+        if skeleton.error:  # only a replay has one
             raise _with_headers(UpstreamFailed(UNKNOWN_OUTCOME, skeleton.error, may_be_charged=True), headers)
         return Response(answer(skeleton, runtime.images), headers=headers)
 
