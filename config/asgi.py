@@ -1,6 +1,8 @@
 """The ASGI application: API paths go to the lean handler, everything else to Django's own."""
 
+import multiprocessing
 import os
+import signal
 import sys
 from typing import Any
 
@@ -9,6 +11,12 @@ from django.core.asgi import get_asgi_application
 from django.core.exceptions import ImproperlyConfigured
 
 from config import checks
+
+if multiprocessing.parent_process() is not None:
+    # A worker that granian forked has the main process's handlers until its loop sets its own, and would ignore a stop
+    # while it imports what follows. It has no calls yet, so the signal may simply end it.
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, signal.SIG_DFL)
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 try:

@@ -49,17 +49,21 @@ def _database() -> None:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Stack]:
-    """A running stack, through `make run` where that uses this very environment, on a long path with blanks.
-
-    Whatever a test does to it, it leaves it running.
-    """
+def kept() -> Iterator[Stack]:
+    """A running stack, through `make run` where that uses this very environment, on a long path with blanks."""
     name = f"long {'path ' * 28}/my data"
     in_place = Path(sys.prefix) == ROOT / ".venv" and shutil.which("make") is not None
     with stack(name, through_make=in_place, **short_times(), WEB_WORKERS="2") as made:
         assert len(str(made.data)) > 150
-        made.start()
         yield made
+
+
+@pytest.fixture
+def shared(kept: Stack) -> Stack:
+    """The stack, running, even where a test that failed has left it stopped."""
+    if kept.process is None or kept.process.poll() is not None:
+        kept.start()
+    return kept
 
 
 @pytest.fixture
@@ -77,8 +81,11 @@ def request_id(answer: httpx.Response) -> str:
 
 
 def held_call(running: Stack, pool: ThreadPoolExecutor) -> "Future[httpx.Response]":
-    """A call that the provider takes two seconds for, admitted and under way."""
-    call = pool.submit(running.post, "[sandbox delay=2s] a gem")
+    """A call that the provider takes four seconds for, admitted and under way.
+
+    That outlasts every repetition of a stop's signal.
+    """
+    call = pool.submit(running.post, "[sandbox delay=4s] a gem")
     wait_until(lambda: running.in_flight() > 0, 10, "a call in flight")
     return call
 

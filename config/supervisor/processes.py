@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +106,9 @@ def _open_gate(process: subprocess.Popen[bytes]) -> None:
 def interrupt_session(leader: Identity, number: signal.Signals) -> None:
     """Send a signal to every process of a session that `leader` opened and still leads.
 
-    For a web server that has been asked to end and hasn't yet: a granian worker that was still starting has
-    ignored the signal, and granian would wait for it for ever. Repeat it every `INTERRUPT_AGAIN_SECONDS`.
+    For a web server that has been asked to end and hasn't within `INTERRUPT_AGAIN_SECONDS`: a granian worker that had
+    only just been forked has ignored the signal, and granian would wait for it for ever. Repeat it once and no more:
+    a granian worker's handler blocks for good at the third signal, and with it the calls in flight.
     """
     for pid in session_members(leader.pid) if leader.alive else []:
         try:
@@ -126,7 +126,7 @@ def stop_orphan(identity: Identity, stop_signal: signal.Signals, seconds: float,
         identity: the process.
         stop_signal: what makes it end in its own way.
         seconds: how long that may take; then it is killed.
-        insist: see `interrupt_session`.
+        insist: repeat the signal; see `interrupt_session`.
 
     Raises:
         StartError: it belongs to somebody else.
@@ -134,11 +134,10 @@ def stop_orphan(identity: Identity, stop_signal: signal.Signals, seconds: float,
     try:
         if identity.alive:
             os.kill(identity.pid, stop_signal)
-            end = time.monotonic() + seconds
-            step = INTERRUPT_AGAIN_SECONDS if insist else seconds
-            while not identity.wait(min(step, end - time.monotonic())) and time.monotonic() < end:
+            first = min(INTERRUPT_AGAIN_SECONDS, seconds) if insist else 0.0
+            if insist and not identity.wait(first):
                 interrupt_session(identity, stop_signal)
-            if identity.alive:
+            if not identity.wait(seconds - first):
                 os.kill(identity.pid, signal.SIGKILL)
                 identity.wait(KILL_SECONDS)
         kill_rest_of_session(identity)

@@ -108,13 +108,12 @@ class Stack:
         runnable = service.runnable
         if runnable.name == "web" and runnable.child is not None:
             runnable.child.interrupt()
-            began = again = time.monotonic()
+            began, repeated = time.monotonic(), False
             while service.exit_status is None and not hurried() and time.monotonic() < began + self._web_seconds:
-                if time.monotonic() > again + processes.INTERRUPT_AGAIN_SECONDS:
-                    if again == began:
-                        say("Finishing the calls in flight; Ctrl-C again doesn't wait for them.")
-                    again = time.monotonic()
+                if not repeated and time.monotonic() > began + processes.INTERRUPT_AGAIN_SECONDS:
+                    say("Finishing the calls in flight; Ctrl-C again doesn't wait for them.")
                     processes.interrupt_session(runnable.child.identity, signal.SIGTERM)
+                    repeated = True
                 time.sleep(0.05)
         runnable.stop(STOP_SECONDS.get(runnable.name, 0.0))
 
