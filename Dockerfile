@@ -33,7 +33,7 @@ USER 10001:10001
 EXPOSE 8000
 # The flags are those of `make run`. Respawn: a worker killed with -9 would end the server otherwise. Back-pressure:
 # granian counts idle connections against it and would answer nobody beyond its default. Kill: above DRAIN_SECONDS.
-CMD ["granian", "--interface", "asgi", "--host", "0.0.0.0", "--port", "8000", "--loop", "uvloop", "--no-ws", \
-     "--respawn-failed-workers", "--respawn-interval", "0.2", "--backlog", "4096", "--backpressure", "8192", \
+CMD ["granian", "--interface", "asgi", "--host", "0.0.0.0", "--port", "8000", "--http", "1", "--loop", "uvloop", \
+     "--no-ws", "--respawn-failed-workers", "--respawn-interval", "0.2", "--backlog", "4096", "--backpressure", "8192", \
      "--workers-kill-timeout", "330", "--http1-header-read-timeout", "10000", \
      "--static-path-route", "/static", "--static-path-mount", "/app/static", "config.asgi:application"]

@@ -7,10 +7,13 @@ DATA ?= .data
 NO_STACK = DATABASE_URL=postgresql://types/types REDIS_URL=redis://types PUBLIC_URL=http://localhost SECRET_KEY=types \
   TOKEN_PEPPERS=1:types-types-types-types-types-types-types ENCRYPTION_KEYS=types
 
+# Two at a time, a file of tests each: much of the time is waiting.
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+
 LOCK = .venv/bin/python -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --quiet
 
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check controls chaos bench lock clean
 
 help:
 	@echo "make run     start the whole gateway on this machine: http://127.0.0.1:$(PORT)"
@@ -18,6 +21,9 @@ help:
 	@echo "             DEMO=no leaves out the demo tenant and the sandbox provider"
 	@echo "make test    run the tests, on a PostgreSQL and a Valkey of their own"
 	@echo "make check   what CI runs: format, lint, types, tests"
+	@echo "make controls  plant bugs in a copy of the code, and see that the tests catch each of them"
+	@echo "make chaos   kill and stop processes and break connections under load; then compare three accounts"
+	@echo "             SEED=7 and MINUTES=2 choose what befalls whom, and for how long"
 	@echo "make bench   measure what a request costs: the gateway beside a bare pass-through"
 	@echo "make lock    pin the dependencies of requirements/*.in anew"
 	@echo "make clean   remove .venv and caches; the data stays"
@@ -29,13 +35,19 @@ run: install-run
 	@exec .venv/bin/python -m config.supervisor
 
 test: install-dev
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 check: install-dev
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ruff check .
 	$(NO_STACK) .venv/bin/python -m mypy .
-	.venv/bin/python -m pytest
+	$(PYTEST)
+
+controls: install-dev
+	@exec .venv/bin/python -m tests.planted
+
+chaos: install-dev
+	@exec .venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: install-run
 	@exec .venv/bin/python -m bench

@@ -26,7 +26,8 @@ except ImproperlyConfigured as refusal:
     sys.exit(f"The gateway doesn't start. {refusal}")
 
 from gateway.handler import LeanHandler
-from gateway.requests import Receive, Send
+from gateway.inflight import Receive
+from gateway.requests import Send
 
 API_PATHS = ("/wp-json/", "/v1/", "/images/")
 OPERATION_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})

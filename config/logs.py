@@ -49,6 +49,8 @@ def configure(options: dict[str, Any]) -> None:
             "loggers": {
                 "django.request": {"level": "ERROR"},
                 "httpx": {"level": "WARNING"},
+                # A trace for each request of whoever scans the internet; it is answered with 400.
+                "django.security.DisallowedHost": {"level": "CRITICAL"},
                 # Three lines for each of several tasks a second would bury everything else.
                 "celery.app.trace": {"level": "WARNING"},
                 "celery.worker.strategy": {"level": "WARNING"},

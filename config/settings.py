@@ -13,6 +13,7 @@ from django.urls import reverse_lazy
 
 from config.databases import database_settings
 from config.environment import process_environment
+from config.mail import MailServer, checked_addresses, parse_mail_url
 from config.redis import parse_address
 from config.serverurls import split_url
 
@@ -76,13 +77,18 @@ PROVIDER_MODEL = env.text("PROVIDER_MODEL", "")
 UPSTREAM_CONNECT_TIMEOUT = env.number("UPSTREAM_CONNECT_TIMEOUT", 5, least=0.05)  # seconds
 UPSTREAM_DEADLINE = env.number("UPSTREAM_DEADLINE", 300, least=0.1)  # seconds for the whole upstream call
 UPSTREAM_ANSWER_LIMIT = env.integer("UPSTREAM_ANSWER_LIMIT", 64 * 1024 * 1024, least=1024)  # bytes
+ANSWER_MEMORY = env.integer("ANSWER_MEMORY", 512 * 1024 * 1024, least=UPSTREAM_ANSWER_LIMIT)  # bytes a web process
+BREAKER_FAILURES = env.integer("BREAKER_FAILURES", 5)  # in a row that say a provider is down; 0: no breaker
+BREAKER_SECONDS = env.number("BREAKER_SECONDS", 5, least=0.1)
 LEASE_SECONDS = UPSTREAM_DEADLINE + env.number("LEASE_MARGIN", 30, least=0.1)
 DISPATCH_WITHIN = env.number("DISPATCH_WITHIN", 5, least=0.1)  # seconds from admit to dispatch, else void
 BODY_LIMIT = 256 * 1024  # bytes
 BODY_TIMEOUT = env.number("BODY_TIMEOUT", 10, least=0.1)  # seconds
 IN_FLIGHT_LIMIT = env.integer("IN_FLIGHT_LIMIT", 10_000, least=1)  # calls a web process
+DETACHED_LIMIT = env.integer("DETACHED_LIMIT", 2_000, least=1)  # of them whose client has gone
 SETTLE_RETRY_SECONDS = env.number("SETTLE_RETRY_SECONDS", 2, least=0)
-BACKLOG_LIMIT = env.integer("BACKLOG_LIMIT", 1_000_000, least=1)  # undrained events a shard
+BACKLOG_LIMIT = env.integer("BACKLOG_LIMIT", 1_000_000, least=1)  # undrained events
+MEMORY_LIMIT_SHARE = env.number("MEMORY_LIMIT_SHARE", 0.6, least=0.01)  # of the store's memory
 DRAIN_SECONDS = env.number("DRAIN_SECONDS", UPSTREAM_DEADLINE + 10, least=1)  # how long a stopping process waits
 TRUSTED_PROXIES = _networks("TRUSTED_PROXIES")
 FAILED_AUTHENTICATION_RATE = env.text("FAILED_AUTHENTICATION_RATE", "60/m")  # per client address
@@ -99,6 +105,22 @@ METRICS_TOKEN = env.text("METRICS_TOKEN", "")
 LOG_LEVEL = env.text("LOG_LEVEL", "INFO").upper()
 LOGGING_CONFIG = "config.logs.configure"
 LOGGING = {"level": LOG_LEVEL}
+WORKER_HOST = env.text("WORKER_HOST", "127.0.0.1")
+WORKER_PORT = env.integer("WORKER_PORT", 0)  # of the worker's health checks; 0: none
+WORKER_STUCK_SECONDS = env.number("WORKER_STUCK_SECONDS", 30, least=0.5)
+LAG_LIMIT_SECONDS = env.number("LAG_LIMIT_SECONDS", 60, least=0.1)
+
+# Alarms by e-mail; none without EMAIL_URL
+ALARM_EMAILS = checked_addresses("ALARM_EMAILS", env.words("ALARM_EMAILS"))
+EMAIL_URL = env.text("EMAIL_URL", "")
+if ALARM_EMAILS and not EMAIL_URL:
+    raise ImproperlyConfigured("ALARM_EMAILS is set and EMAIL_URL is not: no mail server would take an alarm.")
+_mail = parse_mail_url(EMAIL_URL) if EMAIL_URL else MailServer()
+EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER, EMAIL_HOST_PASSWORD, EMAIL_USE_TLS, EMAIL_USE_SSL = _mail
+EMAIL_TIMEOUT = 10  # seconds
+DEFAULT_FROM_EMAIL = checked_addresses(
+    "EMAIL_FROM", [env.text("EMAIL_FROM", "") or f"gateway@{urlsplit(PUBLIC_URL).hostname or 'localhost'}"]
+)[0]
 
 # Celery
 CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", _store.celery_url(_store.database + 2))
@@ -109,15 +131,32 @@ CELERY_TASK_ACKS_LATE = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TIMEZONE = "UTC"
+# Without these a broker that vanishes silently would hold up worker and scheduler until TCP gives up.
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+}
+# A task that takes longer is ended, softly first; those of the second line grow with the installation.
+CELERY_TASK_TIME_LIMIT, CELERY_TASK_SOFT_TIME_LIMIT = 60, 50
+CELERY_TASK_ANNOTATIONS = {
+    name: {"time_limit": 900, "soft_time_limit": 890}
+    for name in ("usage.guard", "usage.compare_counters", "tokens.compare", "gateway.delete_old_images")
+}
 # `expires` keeps a stopped worker's missed ticks from being run one after the other when it returns.
 CELERY_BEAT_SCHEDULE = {
     "drain": {"task": "usage.drain", "schedule": 1.0, "options": {"expires": 2}},
     "expire": {"task": "usage.expire", "schedule": 2.0, "options": {"expires": 4}},
+    "unsettled": {"task": "usage.replay_unsettled", "schedule": 5.0, "options": {"expires": 5}},
     "guard": {"task": "usage.guard", "schedule": 2.0, "options": {"expires": 4}},
     "publish": {"task": "tokens.publish", "schedule": 2.0, "options": {"expires": 4}},
     "compare": {"task": "tokens.compare", "schedule": 60.0, "options": {"expires": 60}},
     "catalog": {"task": "gateway.publish_catalog", "schedule": 30.0, "options": {"expires": 30}},
     "images": {"task": "gateway.delete_old_images", "schedule": 3600.0, "options": {"expires": 3600}},
+    "sequences": {"task": "usage.check_sequences", "schedule": 60.0, "options": {"expires": 60}},
+    "alarms": {"task": "usage.check_alarms", "schedule": 60.0, "options": {"expires": 60}},
+    "counters": {"task": "usage.compare_counters", "schedule": 600.0, "options": {"expires": 600}},
     "partitions": {"task": "usage.create_partitions", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
@@ -231,9 +270,15 @@ UNFOLD = {
                 "items": [
                     _page("Daily usage", "calendar_month", "usage_dailyusage_changelist"),
                     _page("Usage records", "receipt_long", "usage_usagerecord_changelist"),
+                    _page("Unresolved calls", "help", "usage_unresolvedcall_changelist"),
                     _page("Quarantined events", "report", "usage_quarantinedevent_changelist"),
                     _page("Price list", "sell", "usage_price_changelist"),
                 ],
+            },
+            {
+                "title": "Operations",
+                "separator": True,
+                "items": [_page("Alarms", "notifications_active", "usage_alarm_changelist")],
             },
             {
                 "title": "Providers",

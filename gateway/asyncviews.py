@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from gateway.errors import ApiError, MethodNotAllowed
-from gateway.requests import ClientGone, LeanRequest
+from gateway.requests import LeanRequest
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,6 @@ class AsyncAPIView(APIView):
             if name not in self.http_method_names or not hasattr(self, name):
                 raise MethodNotAllowed(", ".join(self.allowed_methods))
             response = await getattr(self, name)(rest_request, *args, **kwargs)
-        except ClientGone:
-            raise
         except Exception as exc:
             response = self.handle_exception(exc)
         return self.finalize_response(rest_request, response, *args, **kwargs).render()  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from gateway.answermemory import Held
 from gateway.catalog import UpstreamModel
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.runtime import Runtime
@@ -32,6 +33,7 @@ class Call:
     admitted_at: float = 0.0  # monotonic
     upstream_ms: float | None = None
     provider_request_id: str = ""
+    held: Held | None = None  # memory of the provider's answer
     charged: int | None = None  # tokens, once the call is settled
     standings: tuple[Standing, ...] = ()
     replayed: bool = False

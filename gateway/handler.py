@@ -19,10 +19,12 @@ from django.urls import Resolver404, get_resolver
 from gateway import metrics, requestlog
 from gateway.errors import ApiError, InvalidRequest, NotFound
 from gateway.headers import origin_headers, preflight_headers
-from gateway.requests import ClientGone, LeanRequest, Receive, Send
+from gateway.inflight import Receive
+from gateway.requests import LeanRequest, Send
 from gateway.runtime import Runtime
 
 logger = logging.getLogger(__name__)
+LONGEST_METHOD = 20  # characters in the log; a client may send as many as a header may have
 CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 
@@ -49,10 +51,7 @@ class LeanHandler:
         """Answer one request."""
         begun = time.perf_counter()
         request = LeanRequest(scope, receive, self.runtime)
-        try:
-            response = await self._respond(request)
-        except ClientGone:
-            return
+        response = await self._respond(request)
         self._finish_headers(request, response)
         head = {
             "type": "http.response.start",
@@ -74,8 +73,6 @@ class LeanHandler:
             return self._preflight(request, match.func)
         try:
             response: HttpResponse = await match.func(request, *match.args, **match.kwargs)
-        except ClientGone:
-            raise
         except ApiError as exc:
             return _error(request, exc)
         except SuspiciousOperation:  # a query of over a thousand fields, say
@@ -146,7 +143,7 @@ def _record(request: LeanRequest, response: HttpResponse, seconds: float) -> Non
     requestlog.write(
         request_id=request.request_id,
         route=request.route,
-        method=request.method or "",
+        method=(request.method or "")[:LONGEST_METHOD],
         status=response.status_code,
         ms=seconds * 1000,
         type=request.error_type,

@@ -64,12 +64,16 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A failure: `kind` void or unresolved, what the client is told, and the reason for the books."""
+    """A failure: `kind` void or unresolved, what the client is told, and the reason for the books.
+
+    `down`: the provider itself didn't answer, only something in front of it.
+    """
 
     kind: str
     error: ApiError
     reason: str
     alarm: bool = False
+    down: bool = False
 
 
 def _integer(value: Any) -> int | None:
@@ -126,7 +130,7 @@ def _has_error_object(body: bytes) -> bool:
 
 
 def _retry_after(answer: Answer) -> int:
-    value = answer.headers.get("retry-after", "")
+    value = answer.headers.get("retry-after", "")[:9]  # Python reads no number of thousands of digits
     return min(max(int(value), 1), LONGEST_RETRY_AFTER) if value.isascii() and value.isdigit() else 5
 
 
@@ -150,7 +154,9 @@ def judge(answer: Answer, n: int, estimate: int) -> Delivered | Failed:
     if status in {500, 503} and _has_error_object(answer.body):
         error = UpstreamFailed("The remote AI service failed.", "upstream_failed", False)
         return Failed("void", error, f"provider_{status}")
-    return Failed("unresolved", UpstreamFailed(UNKNOWN_OUTCOME, "outcome_unknown", True), f"provider_{status}")
+    down = status in {502, 503, 504} and not _has_error_object(answer.body)
+    error = UpstreamFailed(UNKNOWN_OUTCOME, "outcome_unknown", True)
+    return Failed("unresolved", error, f"provider_{status}", down=down)
 
 
 def _refusal(answer: Answer) -> str:
@@ -159,6 +165,6 @@ def _refusal(answer: Answer) -> str:
         code = msgspec.json.decode(answer.body)["error"]["code"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
         code = None
-    if code in {"moderation_blocked", "content_policy_violation"}:
+    if isinstance(code, str) and code in {"moderation_blocked", "content_policy_violation"}:
         return "The remote AI service refused this prompt: its content policy doesn't allow it."
     return "The remote AI service refused this request."

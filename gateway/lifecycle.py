@@ -106,19 +106,32 @@ async def carry_out(runtime: Runtime, call: Call) -> Skeleton:
         raise UpstreamFailed(UNKNOWN_OUTCOME, "outcome_unknown", may_be_charged=True) from exc
     finally:
         metrics.in_flight(-1)
+        if call.held is not None:
+            call.held.release()
 
 
 async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
     """Step 4."""
-    begun = time.monotonic()
+    begun, answered = time.monotonic(), False
     if begun - call.admitted_at > settings.DISPATCH_WITHIN:  # this process was stopped; its lease may be gone
         return Failed("void", Unavailable("The gateway was held up; nothing was sent."), "not_dispatched")
     try:
+        if call.idempotency_key:
+            runtime.breaker.require_closed(call.model.provider)
         answer = await runtime.upstream.generate(call.model, call.asked, call.request_id)
+        call.held = answer.held
         call.provider_request_id = answer.headers.get("x-request-id", "")[:PROVIDER_ID_CHARACTERS]
         outcome: Delivered | Failed = judge(answer, call.asked.n, call.estimate)
+    except Unavailable as exc:
+        return Failed("void", exc, "not_dispatched")
     except UpstreamError as exc:
         outcome = _no_answer(exc)
+    else:
+        answered = True
+    if isinstance(outcome, Failed) and outcome.down:
+        runtime.breaker.failed(call.model.provider)
+    elif answered:
+        runtime.breaker.answered(call.model.provider)
     call.upstream_ms = (time.monotonic() - begun) * 1000
     kind = "exact" if isinstance(outcome, Delivered) else outcome.kind
     metrics.upstream_finished(call.model.name, kind, call.upstream_ms / 1000)
@@ -128,7 +141,7 @@ async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
 def _no_answer(exc: UpstreamError) -> Failed:
     if not exc.dispatched:
         text = "The remote AI service can't be reached."
-        return Failed("void", UpstreamFailed(text, exc.kind, may_be_charged=False), "not_dispatched")
+        return Failed("void", UpstreamFailed(text, exc.kind, may_be_charged=False), "not_dispatched", down=True)
     if exc.kind == "upstream_timeout":
         text = "The remote AI service did not answer in time; whether the call was carried out is not known."
         return Failed("unresolved", UpstreamFailed(text, exc.kind, may_be_charged=True), exc.kind)
@@ -202,7 +215,7 @@ async def _end(
     answer: bytes = b"",
     keep_request: bool = True,
 ) -> None:
-    """Step 6. Raises UpstreamFailed when neither the store nor the spool could take it: nothing is answered then."""
+    """Step 6. Raises UpstreamFailed when store, ledger and spool all failed to take it: nothing is answered then."""
     if kind == "unresolved":
         usage, images = Usage(call.estimate, None, None, None, "estimated"), call.asked.n
     usage = usage or Usage(0, None, None, None, "derived")

@@ -32,15 +32,17 @@ from prometheus_client.registry import Collector
 
 from config.redis import store
 from gateway import addresses, metricfiles
+from gateway.bookmetrics import BookCollector
 from gateway.errors import NotFound
 from tokens.admission import keys
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
-Event = Literal["settle_spooled", "estimate_exceeded", "unresolved"]
+Event = Literal["settle_booked", "settle_spooled", "estimate_exceeded", "unresolved"]
 EVENTS: dict[Event, str] = {
-    "settle_spooled": "Calls whose usage went to the spool: the store was out of reach",
+    "settle_booked": "Calls whose usage went straight into the ledger: the store was out of reach",
+    "settle_spooled": "Calls whose usage went to the spool: store and PostgreSQL were out of reach",
     "estimate_exceeded": "Calls whose provider reported more tokens than the model's upper bound",
     "unresolved": "Calls that were dispatched and whose outcome isn't known",
 }
@@ -79,6 +81,13 @@ class Book:
         )
         self.in_flight = Gauge(
             "gateway_in_flight", "Calls being answered", registry=self.registry, multiprocess_mode="livesum"
+        )
+        self.breaker = Gauge(
+            "gateway_breaker_open",
+            "1 while calls of a provider that is down are refused",
+            ["provider"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.events = {name: Counter(f"gateway_{name}", text, registry=self.registry) for name, text in EVENTS.items()}
         self.request_children: dict[tuple[str, int, str], Counter] = {}
@@ -126,13 +135,18 @@ def in_flight(delta: int) -> None:
     book().in_flight.inc(delta)
 
 
+def breaker_open(provider: str, is_open: bool) -> None:
+    """A provider's breaker opens or closes."""
+    book().breaker.labels(provider).set(is_open)
+
+
 def counted(name: Event) -> None:
     """Count something that should be rare; an operator has an alarm on each. KeyError for a name not in `EVENTS`."""
     book().events[name].inc()
 
 
 def render() -> tuple[bytes, str]:
-    """All workers' figures and the store's, as (text, content type). Blocks on files and on the store."""
+    """All workers' figures, the store's and the books', as (text, content type). Blocks on files and both servers."""
     figures = book()
     registry = figures.registry
     if figures.folder:
@@ -141,6 +155,7 @@ def render() -> tuple[bytes, str]:
         MultiProcessCollector(registry, path=figures.folder)  # type: ignore[no-untyped-call]
     asked = CollectorRegistry()
     asked.register(StoreCollector())
+    asked.register(BookCollector())
     return generate_latest(registry) + generate_latest(asked), CONTENT_TYPE_PLAIN_0_0_4
 
 

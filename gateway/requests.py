@@ -12,16 +12,12 @@ from django.core.handlers.asgi import ASGIRequest
 from gateway.addresses import client_address
 from gateway.calls import Call
 from gateway.errors import InvalidRequest, TooLarge
+from gateway.inflight import Receive
 from gateway.requestids import make_request_id
 from gateway.runtime import Runtime
 from tokens.admission.principal import Principal
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-
-
-class ClientGone(Exception):
-    """The client closed the connection before its body was complete."""
 
 
 class LeanRequest(ASGIRequest):
@@ -30,7 +26,7 @@ class LeanRequest(ASGIRequest):
     def __init__(self, scope: Any, receive: Receive, runtime: Runtime) -> None:
         super().__init__(scope, io.BytesIO())
         self.runtime = runtime
-        self._receive = receive
+        self.receive = receive
         self.begun_at = time.time()
         self.request_id = make_request_id()
         self.origin = self.META.get("HTTP_ORIGIN", "")
@@ -49,7 +45,7 @@ class LeanRequest(ASGIRequest):
         self.content_type, self.content_params = "", {}
 
     async def read_body(self) -> bytes:
-        """The whole body. Raises TooLarge over the limit, InvalidRequest when it doesn't arrive in time."""
+        """The whole body. Raises TooLarge over the limit, InvalidRequest when it doesn't arrive whole and in time."""
         declared = self.META.get("CONTENT_LENGTH", "")
         if declared.isdigit() and int(declared) > settings.BODY_LIMIT:
             raise TooLarge(f"The body may have at most {settings.BODY_LIMIT // 1024} KB.")
@@ -62,9 +58,10 @@ class LeanRequest(ASGIRequest):
     async def _read(self) -> bytes:
         chunks, size = [], 0
         while True:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                # The client left, or sent chunks that aren't; the server itself would answer the latter with 500.
+                raise InvalidRequest("The body broke off, or can't be read.")
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > settings.BODY_LIMIT:

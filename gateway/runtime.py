@@ -5,7 +5,6 @@ Made when the server starts the process's event loop and closed when it stops, a
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,10 +12,14 @@ import msgspec
 from django.conf import settings
 
 from config.redis import parse_address
-from gateway import metrics
 from gateway.authentication import Authenticator
+from gateway.breaker import Breaker
 from gateway.catalog import Catalog, UpstreamModel, parse
+from gateway.errors import Unavailable
 from gateway.images import image_store
+from gateway.inflight import InFlight, Receive
+from gateway.overload import StoreLoad
+from gateway.recording import Recorder
 from gateway.spool import Spool
 from gateway.upstream import Upstream
 from tokens.admission import keys, scripts
@@ -35,16 +38,22 @@ class Runtime:
         self.store = StoreConnection(parse_address(settings.REDIS_URL), settings.STORE_TIMEOUT, self._on_connect)
         self.authenticator = Authenticator(self.store, settings.TOKEN_PEPPERS)
         self.upstream = Upstream(
-            settings.UPSTREAM_CONNECT_TIMEOUT, settings.UPSTREAM_DEADLINE, settings.UPSTREAM_ANSWER_LIMIT
+            settings.UPSTREAM_CONNECT_TIMEOUT,
+            settings.UPSTREAM_DEADLINE,
+            settings.UPSTREAM_ANSWER_LIMIT,
+            settings.ANSWER_MEMORY,
         )
+        self.breaker = Breaker(settings.BREAKER_FAILURES, settings.BREAKER_SECONDS)
         self.images = image_store()
         self.spool = Spool(settings.SPOOL_ROOT)
+        self.recorder = Recorder(self.store, self.spool)
+        self.load = StoreLoad()
         self.catalog: Catalog | None = None
         self._exceeded: dict[bytes, int] = {}  # as the store knows them
         self._unpublished: dict[bytes, int] = {}  # and what it must still learn
         self.generation = ""  # empty while the store we are connected to isn't confirmed
         self.draining = False
-        self.calls: set[asyncio.Task[Any]] = set()
+        self.in_flight = InFlight(settings.DETACHED_LIMIT)
         self._catalog_raw = b""
         self._run_id = ""
         self._background: list[asyncio.Task[None]] = []
@@ -62,19 +71,18 @@ class Runtime:
     async def close(self) -> None:
         """Admit nobody, wait for the calls in flight (at most `DRAIN_SECONDS`), then let go of everything."""
         self.draining = True
-        if self.calls:
-            await asyncio.wait(self.calls, timeout=settings.DRAIN_SECONDS)
+        if self.in_flight.calls:
+            await asyncio.wait(self.in_flight.calls, timeout=settings.DRAIN_SECONDS)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.store.close()
         await self.upstream.close()
 
-    def detach(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `call` to its end whatever becomes of the client that asked for it."""
+    def detach(self, call: Coroutine[Any, Any, Any], receive: Receive | None = None) -> asyncio.Task[Any]:
+        """Run `call` to its end whatever becomes of the client that asked for it, whom `receive` tells of."""
         task = asyncio.get_running_loop().create_task(call)
-        self.calls.add(task)
-        task.add_done_callback(self.calls.discard)
+        self.in_flight.add(task, receive)
         return task
 
     def problems(self) -> dict[str, str]:
@@ -86,9 +94,20 @@ class Runtime:
             problems["store"] = "not connected"
         elif not self.generation:
             problems["store"] = "not confirmed since it was started"
+        elif self.load.problem:
+            problems["store"] = self.load.problem
         if self.catalog is None or self.catalog.pick("") is None:
             problems["catalog"] = "no default model with an active provider and key"
         return problems
+
+    def require_room(self) -> None:
+        """Raises Unavailable when this process takes no new call now: it stops, or it or the store is too full."""
+        if self.draining:
+            raise Unavailable("The gateway is stopping.")
+        if self.load.problem:
+            raise Unavailable("The gateway is busy: too much waits to be recorded.", 10)
+        if len(self.in_flight.calls) >= settings.IN_FLIGHT_LIMIT or self.in_flight.too_many:
+            raise Unavailable("The gateway is busy.")
 
     def trusts_bound(self, model: UpstreamModel, size: str) -> bool:
         """Whether no call has cost more than the bound that `model` has now for `size`."""
@@ -103,19 +122,8 @@ class Runtime:
         self._unpublished[f"{model.name}:{size}".encode()] = model.sizes[size]
 
     async def settle(self, ending: Ending) -> None:
-        """End a call in the store; retried for a while, then spooled. Raises OSError when the spool fails too."""
-        until = time.monotonic() + settings.SETTLE_RETRY_SECONDS
-        while True:
-            try:
-                await finish(self.store, ending)
-                return
-            except (StoreUnavailable, StoreError) as exc:
-                if time.monotonic() >= until:
-                    logger.warning("usage goes to the spool", extra={"reason": str(exc)})
-                    break
-                await asyncio.sleep(0.05)
-        metrics.counted("settle_spooled")
-        await self.spool.keep(ending)
+        """End a call: in the store, else in the ledger, else in the spool. Raises OSError when all of them failed."""
+        await self.recorder.record(ending)
 
     async def refresh_generation(self) -> None:
         """Read the store's generation; it counts only when it names the server that we are connected to."""
@@ -149,17 +157,19 @@ class Runtime:
             except (ValueError, msgspec.DecodeError):
                 logger.exception("the published catalog can't be read")
             self._catalog_raw = raw
+        await self.load.read(self.store)
 
     async def _refresh_forever(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            if self.store.ready:
-                try:
+            try:
+                self.in_flight.look()
+                if self.store.ready:
                     await self._refresh()
-                except (StoreUnavailable, StoreError) as exc:
-                    logger.warning("the store can't be read", extra={"reason": str(exc)})
-                except Exception:  # otherwise one surprise would end refreshing for good
-                    logger.exception("the store can't be read")
+            except (StoreUnavailable, StoreError) as exc:
+                logger.warning("the store can't be read", extra={"reason": str(exc)})
+            except Exception:  # otherwise one surprise would end refreshing for good
+                logger.exception("the store can't be read")
 
     async def _replay_forever(self) -> None:
         while True:

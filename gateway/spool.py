@@ -1,4 +1,4 @@
-"""The last resort for usage: endings that the store couldn't take, one fsynced file each, replayed by request id.
+"""The last resort for usage: endings that neither store nor ledger took, one fsynced file each, replayed by request id.
 
 `SPOOL_ROOT/<request id>.json`. Replaying is safe any number of times, from any process: ending a call twice changes
 nothing. A file that can't be read is set aside as `.bad` and never deleted; one that the store refuses stays and is

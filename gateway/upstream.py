@@ -17,6 +17,7 @@ import msgspec
 from pyreqwest.client import ClientBuilder
 from pyreqwest.compatibility.httpx import HttpxTransport
 
+from gateway.answermemory import AnswerMemory, Held
 from gateway.catalog import UpstreamModel
 from gateway.validation import GenerationRequest
 
@@ -25,11 +26,12 @@ PASSED_HEADERS = ("retry-after", "x-request-id")  # all that is ever read of a p
 
 @dataclass(slots=True)
 class Answer:
-    """A complete answer: status, the allow-listed headers, and the whole body."""
+    """A complete answer: status, the allow-listed headers, and the whole body, which `held` accounts for."""
 
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    held: Held | None = None
 
 
 class UpstreamError(Exception):
@@ -75,10 +77,14 @@ def _request(model: UpstreamModel, body: _Body, request_id: str) -> httpx.Reques
 
 
 class Upstream:
-    """The client of one process. `connect_timeout` and `deadline` in seconds, `answer_limit` in bytes."""
+    """The client of one process. `connect_timeout` and `deadline` in seconds.
 
-    def __init__(self, connect_timeout: float, deadline: float, answer_limit: int) -> None:
+    `answer_limit` is in bytes, for one answer; `answer_memory` for all that are held at once, at least as much.
+    """
+
+    def __init__(self, connect_timeout: float, deadline: float, answer_limit: int, answer_memory: int) -> None:
         self.deadline, self.answer_limit = deadline, answer_limit
+        self.memory = AnswerMemory(answer_memory, answer_limit)
         client = (
             ClientBuilder()
             .no_proxy()
@@ -102,7 +108,10 @@ class Upstream:
         await self._transport.aclose()
 
     async def generate(self, model: UpstreamModel, asked: GenerationRequest, request_id: str) -> Answer:
-        """Ask `model` for images. Raises UpstreamError when there is no complete answer in time."""
+        """Ask `model` for images; whoever gets the answer releases what it holds.
+
+        Raises UpstreamError when there is no complete answer in time.
+        """
         fields = {"model": model.upstream_name, "prompt": asked.prompt, "n": asked.n, "size": asked.size}
         if model.answer_form:
             fields["response_format"] = model.answer_form
@@ -125,17 +134,27 @@ class Upstream:
 
     async def _exchange(self, request: httpx.Request) -> Answer:
         response = await self._transport.handle_async_request(request)
+        held = Held(self.memory)
         try:
-            chunks, size = [], 0
-            async for chunk in response.stream:  # type: ignore[union-attr]
-                size += len(chunk)
-                if size > self.answer_limit:
-                    raise _TooLong
-                chunks.append(chunk)
+            body = await self._read(response, held)
+        except BaseException:  # above all a deadline, which cancels
+            held.release()
+            raise
         finally:
             await response.aclose()
         headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
-        return Answer(response.status_code, b"".join(chunks), headers)
+        return Answer(response.status_code, body, headers, held)
+
+    async def _read(self, response: httpx.Response, held: Held) -> bytes:
+        chunks, size = [], 0
+        async for chunk in response.stream:  # type: ignore[union-attr]
+            size += len(chunk)
+            if size > self.answer_limit:
+                raise _TooLong
+            if not held.take(len(chunk)):
+                await held.wait(len(chunk))
+            chunks.append(chunk)
+        return b"".join(chunks)
 
 
 class _TooLong(Exception):

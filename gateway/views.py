@@ -50,12 +50,13 @@ class GenerateImage(AsyncAPIView):
         try:
             asked = await self._validate(http, principal)
             call = self._prepare(http, token, principal, asked)
-            if runtime.draining or len(runtime.calls) >= settings.IN_FLIGHT_LIMIT:
-                raise Unavailable("The gateway is stopping." if runtime.draining else "The gateway is busy.")
+            runtime.require_room()
+            if not call.idempotency_key:  # what was answered before is replayed by the admission
+                runtime.breaker.require_closed(call.model.provider)
         except REFUSED_BEFORE_ADMISSION as exc:
             await self._add_standings(http, token, exc)
             raise
-        return await self._carry(runtime, call)
+        return await self._carry(http, call)
 
     async def _authenticate(self, request: LeanRequest) -> tuple[str, Principal]:
         token = presented_token(request.META)
@@ -108,9 +109,10 @@ class GenerateImage(AsyncAPIView):
         except (StoreUnavailable, StoreError, Unavailable):
             return
 
-    async def _carry(self, runtime: Runtime, call: Call) -> Response:
+    async def _carry(self, request: LeanRequest, call: Call) -> Response:
+        runtime = request.runtime
         try:
-            skeleton = await asyncio.shield(runtime.detach(_admitted(runtime, call)))
+            skeleton = await asyncio.shield(runtime.detach(_admitted(runtime, call), request.receive))
         except ApiError as exc:
             if not isinstance(exc, InvalidToken):
                 exc.headers.update(rate_limit_headers(await _left(runtime, call)))

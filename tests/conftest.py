@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from django.core.cache import cache
 from django.core.management import call_command
 from django.test import Client
 
@@ -39,6 +40,7 @@ def django_db_setup(django_db_blocker: Any) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _database(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    cache.clear()  # failed authentications are counted by address, and tests share theirs
     with django_db_blocker.unblock():
         yield
 

@@ -119,7 +119,8 @@ def web(
     command = [
         str(Path(sys.executable).parent / "granian"),
         *("--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)),
-        *("--loop", "uvloop", "--respawn-failed-workers", "--backlog", "8192", "--backpressure", "8192", "--no-ws"),
+        *("--http", "1", "--loop", "uvloop", "--no-ws"),
+        *("--respawn-failed-workers", "--backlog", "8192", "--backpressure", "8192"),
         *("--workers-kill-timeout", "10"),  # a worker that was told to stop while it started has not heard it
         application,
     ]

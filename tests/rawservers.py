@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import gzip
 import socket
 import ssl
 import struct
@@ -114,6 +115,42 @@ def half_a_chunked_answer(server: RawServer, connection: socket.socket) -> None:
 def garbage(server: RawServer, connection: socket.socket) -> None:
     server.read_request(connection)
     connection.sendall(b"\x00\x01 this is not HTTP\r\n\r\n")
+
+
+def one_huge_header(server: RawServer, connection: socket.socket) -> None:
+    server.read_request(connection)
+    connection.sendall(answer("200 OK", IMAGE, f"X-Padding: {'x' * (1 << 20)}"))
+
+
+def many_headers(server: RawServer, connection: socket.socket) -> None:
+    """About 1 MB of them."""
+    server.read_request(connection)
+    connection.sendall(answer("200 OK", IMAGE, *[f"X-Padding-{number}: {'x' * 80}" for number in range(10_000)]))
+
+
+def endless_headers(server: RawServer, connection: socket.socket) -> None:
+    server.read_request(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    while not server.stopping.is_set():
+        connection.sendall(b"X-Padding: " + b"x" * 8000 + b"\r\n")
+
+
+def endless_interim_answers(server: RawServer, connection: socket.socket) -> None:
+    server.read_request(connection)
+    while not server.stopping.wait(0.001):
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" * 100)
+
+
+def longer_than_declared(server: RawServer, connection: socket.socket) -> None:
+    server.read_request(connection)
+    connection.sendall(answer("200 OK", IMAGE, length=len(IMAGE) - 20))
+
+
+def zip_bomb(server: RawServer, connection: socket.socket) -> None:
+    """About 400 KB that would be 100 MB."""
+    packed = gzip.compress(b"\0" * (100 << 20), compresslevel=1)
+    server.read_request(connection)
+    connection.sendall(answer("200 OK", packed, "Content-Encoding: gzip", "Content-Type: application/json"))
 
 
 def html(server: RawServer, connection: socket.socket) -> None:

@@ -110,10 +110,11 @@ def test_unresolved_calls_of_two_months_are_counted_and_listed_alike(admin: Clie
         return int(admin.get("/admin/").context["unresolved"])
 
     def listed() -> list[uuid.UUID]:
-        link = admin.get("/admin/").text.partition(page("usage_usagerecord_changelist") + "?open=1&amp;")[2]
-        query = f"?open=1&{link.partition(chr(34))[0]}&tenant__id__exact={books.tenant.pk}"
+        link = admin.get("/admin/").text.partition(page("usage_unresolvedcall_changelist") + "?")[2]
+        query = f"?{link.partition(chr(34))[0]}&tenant__id__exact={books.tenant.pk}"
         return [
-            row.request_id for row in admin.get(page("usage_usagerecord_changelist") + query).context["cl"].result_list
+            row.request_id
+            for row in admin.get(page("usage_unresolvedcall_changelist") + query).context["cl"].result_list
         ]
 
     ours, before = len(listed()), counted()

@@ -21,6 +21,7 @@ EXAMPLE = Figures(1000.0, 60.0, 80.0, 0.5, 0.2, 100.0, 0.95, 0.01, 0.6)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark pins programs to cores and reads /proc")
+@pytest.mark.alone
 def test_it_measures_all_three_and_finds_every_call_in_the_ledger(tmp_path: Path) -> None:
     output = tmp_path / "results" / "short.json"
     options = ["--calls", str(CALLS), "--rounds", str(ROUNDS), "--output", str(output)]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("setup", "web", "worker", "beat")
+OURS = ("setup", "web", "worker")
 GRANIAN = {"GRANIAN_WORKERS"}
 
 
@@ -97,19 +97,30 @@ def test_what_stays_up_is_watched_and_restarted(name: str) -> None:
     assert "no-new-privileges:true" in service["security_opt"]
 
 
+def test_the_worker_is_asked_whether_it_works_on_its_own_port() -> None:
+    worker = SERVICES["worker"]
+    assert f"http://127.0.0.1:{worker['environment']['WORKER_PORT']}/readyz" in worker["healthcheck"]["test"][-1]
+    assert worker["environment"].items() > COMPOSE["x-environment"].items()
+
+
+@pytest.mark.parametrize(("environment", "port"), [({}, "4321"), ({"WORKER_PORT": "8001"}, "8001")])
+def test_under_make_run_the_worker_has_a_port_too(environment: dict[str, str], port: str) -> None:
+    assert programs.worker(Path("/data"), environment, 4321).environment["WORKER_PORT"] == port
+
+
 def test_setup_runs_once_after_the_stores_and_before_the_rest() -> None:
     setup = SERVICES["setup"]
     assert setup["restart"] == "no"
     assert "migrate" in setup["command"][-1]
     assert "bootstrap" in setup["command"][-1]
     assert {store["condition"] for store in setup["depends_on"].values()} == {"service_healthy"}
-    for name in ("web", "worker", "beat"):
+    for name in ("web", "worker"):
         assert SERVICES[name]["depends_on"]["setup"]["condition"] == "service_completed_successfully"
 
 
-def test_only_the_web_server_is_reached_and_reaches_out() -> None:
+def test_only_the_web_server_is_reached_and_only_it_and_the_worker_reach_out() -> None:
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["web"]
-    assert [name for name, service in SERVICES.items() if "outside" in service["networks"]] == ["web"]
+    assert [name for name, service in SERVICES.items() if "outside" in service["networks"]] == ["web", "worker"]
     assert COMPOSE["networks"]["stores"]["internal"] is True
 
 

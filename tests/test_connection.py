@@ -38,8 +38,10 @@ async def until_ready(connection: StoreConnection, seconds: float = 5) -> None:
 
 
 @asynccontextmanager
-async def connected(url: str, on_connect: Callable[[], Awaitable[None]] = nothing) -> AsyncIterator[StoreConnection]:
-    connection = StoreConnection(parse_address(url), TIMEOUT, on_connect)
+async def connected(
+    url: str, on_connect: Callable[[], Awaitable[None]] = nothing, timeout: float = TIMEOUT
+) -> AsyncIterator[StoreConnection]:
+    connection = StoreConnection(parse_address(url), timeout, on_connect)
     connection.start()
     try:
         await until_ready(connection)
@@ -49,7 +51,7 @@ async def connected(url: str, on_connect: Callable[[], Awaitable[None]] = nothin
 
 
 async def test_many_calls_at_once_get_their_own_answers(valkey: OwnValkey) -> None:
-    async with connected(valkey.url) as connection:
+    async with connected(valkey.url, timeout=5) as connection:
         calls = [connection.call("ECHO", f"{number}") for number in range(2000)]
         assert await asyncio.gather(*calls) == [b"%d" % number for number in range(2000)]
 

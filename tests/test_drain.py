@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 from django.conf import settings as gateway_settings
-from django.db import connection
+from django.db import OperationalError, connection
 from pytest_django import Settings
 
 from config.redis import parse_address, store
@@ -97,6 +97,69 @@ def test_poison_is_quarantined_and_blocks_nothing(alice: Customer) -> None:
     send(alice, unreadable)  # delivered again, as after a crash before its acknowledgement
     drain()
     assert QuarantinedEvent.objects.order_by("-id")[0].pk == kept[0].pk
+
+
+def drain_to_death(*limits: int) -> int:
+    """How often a drain died until nothing was left: at most so often; how many deaths make an event poison."""
+    command = [sys.executable, "-m", "tests.controls.deadly_drain", *map(str, limits)]
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings"}
+    return int(subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60).stdout)
+
+
+def test_an_event_that_kills_ends_in_quarantine_and_the_others_are_booked_once(alice: Customer) -> None:
+    good = [alice.fields() for _ in range(600)]
+    marked = [alice.fields(agent="kills") for _ in range(2)]
+    send(alice, *good[:200], marked[0], *good[200:400], marked[1], *good[400:])
+    assert drain_to_death(30) <= 4 + 2 * 3, "together at first, then each by itself"
+    assert len(alice.rows()) == alice.total("requests") == 600
+    assert (store().xlen(stream_of(alice)), pending(alice)) == (0, 0)
+    kept = QuarantinedEvent.objects.filter(error="PoisonError").order_by("-id")[:2]
+    assert {entry.raw["request_id"] for entry in kept} == {fields[b"request_id"].decode() for fields in marked}
+    assert kept[0].message == "Booking it ended 6 processes."
+    alice.check_books()
+
+
+def test_control_where_nobody_gives_up_an_event_kills_for_ever(alice: Customer) -> None:
+    send(alice, alice.fields(agent="kills"), alice.fields())
+    assert drain_to_death(12, 1000) == 12
+    assert (len(alice.rows()), pending(alice)) == (1, 1)
+
+
+def test_a_database_that_fails_is_not_held_against_an_event(alice: Customer, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(alice, alice.fields(), alice.fields())
+
+    def fail(events: Any) -> None:
+        raise OperationalError("deadlock detected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(draining, "record", fail)
+        for _ in range(10):
+            with pytest.raises(OperationalError):
+                drain(claim_after_ms=0)
+    assert drain(claim_after_ms=0) == 2
+    assert len(alice.rows()) == 2
+
+
+def test_a_newer_version_is_left_to_a_newer_worker(
+    alice: Customer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(draining, "_said_at", {})
+    future = {**alice.fields(), b"call": b'{"v": 2, "renamed": true}', b"new": b"field"}
+    old = alice.fields()
+    send(alice, *[future for _ in range(draining.BATCH)], old)
+    assert drain() == 1
+    for _ in range(10):
+        assert drain(claim_after_ms=0) == 0
+    assert len(alice.rows()) == 1
+    assert [record.message for record in caplog.records] == [
+        "Usage events of version 2 wait for a newer worker: this one reads up to version 1"
+    ]
+    assert draining.oldest_seconds() > 0
+    assert not QuarantinedEvent.objects.filter(raw__contains={"generation": alice.generation}).exists()
+    monkeypatch.setattr(draining, "VERSION", 2)
+    monkeypatch.setattr(draining, "parse", lambda fields: parse({**old, b"request_id": fields[b"request_id"]}))
+    assert drain() == draining.BATCH, "at once: nobody has to be taken for dead"
+    assert (store().xlen(stream_of(alice)), pending(alice)) == (0, 0)
 
 
 def test_it_takes_over_what_a_dead_process_left_before_or_after_its_commit(alice: Customer) -> None:

@@ -48,6 +48,7 @@ MIXED: list[tuple[str, int, str]] = [
 ]
 
 
+@pytest.mark.alone
 def test_a_call_is_in_the_ledger_within_two_seconds(
     gateway: Gateway, customer: Customer, celery_worker_process: processes.Process
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bookkeeping import Customer
-from usage.events import BadEventError, parse
+from usage.events import VERSION, BadEventError, FutureEventError, parse
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def alice() -> Customer:
         (b"sequence", b"one"),
         (b"generation", b"\xff"),
         (b"call", b"{"),
-        (b"call", b'{"v": 2}'),
+        (b"call", b'{"v": 0}'),
+        (b"call", b'{"v": 1}'),
+        (b"call", b'{"v": "2"}'),
         (b"result", b"[]"),
         (b"result", b'{"images": "\xff"}'),
         (b"result", None),
@@ -32,6 +34,13 @@ def test_it_refuses_to_read_a_bad_event(alice: Customer, field: bytes, value: by
     fields = {name: old for name, old in alice.fields().items() if name != field}
     with pytest.raises(BadEventError):
         parse(fields if value is None else {**fields, field: value})
+
+
+def test_an_event_of_a_newer_version_is_told_apart_whatever_else_is_new(alice: Customer) -> None:
+    for change in ({}, {b"kind": b"refunded"}, {b"result": b"<xml/>"}, {b"request_id": b"another form"}):
+        with pytest.raises(FutureEventError) as caught:
+            parse({**alice.fields(), b"call": b'{"v": 2, "other": "names"}', **change})
+        assert caught.value.version == VERSION + 1
 
 
 def test_a_void_event_that_charges_is_bad(alice: Customer) -> None:

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "gateway": {"gateway", "usage", "tokens"},
     "sandbox": {"sandbox"},
 }
-SHARED = {"config.redis", "config.celery", "config.checks"}
+SHARED = {"config.redis", "config.celery", "config.checks", "config.workerhealth"}
 ONE_IMPORTER = {"httpx": {"gateway/upstream.py"}, "django_ratelimit": {"gateway/throttling.py"}}
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py"}
 FILE_LINES = 300

@@ -156,6 +156,7 @@ def test_manage_py_finds_the_running_stack(shared: Stack, tmp_path: Path) -> Non
     assert f"no running stack was found in {tmp_path}" in lost.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["Ctrl-C", "TERM"])
 def test_it_finishes_calls_in_flight_and_goes_on_next_time(
     shared: Stack, pool: ThreadPoolExecutor, number: int, group: bool

@@ -135,7 +135,7 @@ def test_the_command_prints_a_table_with_a_total(alice: Customer) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tenant", "nobody-here"], "There is no tenant nobody-here."),
+        (["--tenant", "nobody-here"], "There is no tenant 'nobody-here'."),
         (["--group-by", "colour"], "colour is not one of tenant, user, token, model, day, month"),
         (["--group-by", "day,day"], "names a group twice"),
         (["--from", "yesterday"], "yesterday is not a day such as 2026-11-01"),

@@ -52,6 +52,15 @@ FAULTS: dict[str, tuple[Any, Expected]] = {
     "half-chunked": (rawservers.half_a_chunked_answer, UNKNOWN),
     "garbage": (rawservers.garbage, UNKNOWN),
     "html": (rawservers.html, UNKNOWN._replace(reason="provider_503")),
+    "huge-header": (rawservers.one_huge_header, UNKNOWN),
+    "many-headers": (rawservers.many_headers, UNKNOWN),
+    "endless-headers": (rawservers.endless_headers, UNKNOWN),
+    "interim": (
+        rawservers.endless_interim_answers,
+        UNKNOWN._replace(type="upstream_timeout", reason="upstream_timeout"),
+    ),
+    "longer": (rawservers.longer_than_declared, UNKNOWN._replace(reason="no_image")),
+    "zip-bomb": (rawservers.zip_bomb, UNKNOWN._replace(reason="no_image")),
     "redirect": (rawservers.redirect, UNKNOWN._replace(reason="provider_307")),
 }
 OTHERS = {"reset": rawservers.reset_on_accept, "idle": rawservers.close_when_idle, "second": rawservers.close_on_second}
@@ -93,6 +102,7 @@ def impatient_server(provider: Path, faulty: Any) -> Iterator[tuple[str, process
         LEASE_MARGIN="1",
         UPSTREAM_CONNECT_TIMEOUT="0.4",
         UPSTREAM_ANSWER_LIMIT=str(4 << 20),
+        BREAKER_FAILURES="0",
     ) as made:
         yield made
 
@@ -116,15 +126,20 @@ def seen(server: RawServer | str) -> int:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_ends_as_void_only_if_nothing_was_sent(
-    name: str, impatient: Gateway, faulty: dict[str, Any], make_customer: Any
+    name: str,
+    impatient: Gateway,
+    impatient_server: tuple[str, processes.Process],
+    faulty: dict[str, Any],
+    make_customer: Any,
 ) -> None:
-    expected = FAULTS[name][1]
+    expected, process = FAULTS[name][1], impatient_server[1]
     customer = make_customer(model=name)
     customer.limit("requests:10/day", "images:10/day", "concurrent:1")
-    before = seen(faulty[name])
+    before, held = seen(faulty[name]), most_memory(process)
     begun = time.monotonic()
     answer = impatient.post(customer.secret, {"prompt": "a lighthouse", "n": 2})
     assert time.monotonic() - begun < DEADLINE + 1
+    assert most_memory(process) - held < 24 << 10  # KB
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, expected.type)
     assert answer.headers.get("x-should-retry") == (None if expected.kind == "void" else "false")
     row = outcome(answer.headers["x-request-id"])
@@ -196,7 +211,7 @@ async def ask(server: RawServer | str, by_type: bool) -> str:
     """void or unresolved, for one call of `server` through the shipped transport."""
     url = server if isinstance(server, str) else server.url
     model = catalog.UpstreamModel("m", "p", f"{url}/v1", "key", "m", "", 1000, {"256x256": 1})
-    upstream = Upstream(0.4, DEADLINE, 1 << 20)
+    upstream = Upstream(0.4, DEADLINE, 1 << 20, 1 << 20)
     try:
         await upstream.generate(model, GenerationRequest("a lighthouse", "256x256", 1, ()), "id")
     except UpstreamError as exc:

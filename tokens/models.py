@@ -279,13 +279,11 @@ class Limit(Part):
 
 
 class Installation(models.Model):
-    """The installation, in one row: its number of shards, which must never change under it, and its emergency stop.
-
-    `stopped_at`: since when nobody is admitted, whatever the tenant; None: calls are admitted.
-    """
+    """The installation, in one row: its number of shards, which must never change under it, and its emergency stop."""
 
     shards = models.PositiveSmallIntegerField()
-    stopped_at = models.DateTimeField(null=True, editable=False)
+    stopped_at = models.DateTimeField(null=True, editable=False)  # nobody is admitted since; None: calls are
+    store_name = models.CharField(max_length=36, blank=True, editable=False)  # the uuid it was last opened under
     created_at = models.DateTimeField(default=now)
 
     class Meta:

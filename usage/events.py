@@ -10,6 +10,7 @@ import msgspec
 EventKind = Literal["exact", "void", "unresolved"]
 KINDS: dict[bytes, EventKind] = {b"exact": "exact", b"void": "void", b"unresolved": "unresolved"}
 
+VERSION = 1  # of the events that this program reads and the scripts of `tokens.admission` append
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 MOST = 2**63 - 1  # PostgreSQL's bigint
 
@@ -21,6 +22,14 @@ Images = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 
 class BadEventError(ValueError):
     """An event that can't be read. The message names the field and says nothing of the client."""
+
+
+class FutureEventError(BadEventError):
+    """An event of a `version` that only a newer program can read, as there is while an upgrade is under way."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"The event is of version {version}; this program reads up to version {VERSION}.")
+        self.version = version
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +87,10 @@ class _Call(msgspec.Struct):
     agent: str = ""
 
 
+class _Version(msgspec.Struct):
+    v: Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+
+
 class _Result(msgspec.Struct):
     images: Images
     input: Count | None
@@ -92,13 +105,33 @@ class _Result(msgspec.Struct):
 
 _call = msgspec.json.Decoder(_Call)
 _result = msgspec.json.Decoder(_Result)
+_version = msgspec.json.Decoder(_Version)
 
 
 def parse(fields: Mapping[bytes, bytes]) -> UsageEvent:
     """Read one stream entry: request_id, kind, sequence, generation, call (JSON) and result (JSON).
 
-    Raises BadEventError when a field is missing or not what it must be.
+    Raises BadEventError when a field is missing or not what it must be; FutureEventError, which is one, when the
+    event's version (`v` of `call`, in every version) is above `VERSION`.
     """
+    try:
+        return _checked(fields)
+    except BadEventError:
+        version = _version_of(fields)
+        if version > VERSION:
+            raise FutureEventError(version) from None
+        raise
+
+
+def _version_of(fields: Mapping[bytes, bytes]) -> int:
+    """The version that an unreadable event names, 0 when it names none."""
+    try:
+        return _version.decode(fields.get(b"call", b"")).v
+    except (msgspec.MsgspecError, ValueError):  # ValueError: not UTF-8
+        return 0
+
+
+def _checked(fields: Mapping[bytes, bytes]) -> UsageEvent:
     try:
         event = _event(fields)
         event.at  # noqa: B018 - 48 bits of milliseconds reach beyond the year 9999, which no timestamp does
@@ -139,7 +172,7 @@ def _event(fields: Mapping[bytes, bytes]) -> UsageEvent:
         n=call.n,
         provider=_text(call.provider),
         day=call.day,
-        address=call.address,
+        address=_text(call.address),
         agent=_text(call.agent),
         images=result.images,
         input_tokens=result.input,

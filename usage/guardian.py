@@ -1,9 +1,10 @@
 """The guardian of the admission store: only what it has confirmed admits calls.
 
 The store's `generation` reads ``<uuid>:<run id>``. A server that was started again has another run id, and web
-processes stop admitting until the guardian has compared the store with the ledger: every tenant's sequence must have
-reached the highest receipt, otherwise the store lost what it had acknowledged. A store that was emptied or rolled back
-is fenced for one full lease, so that every call in flight has ended, then rebuilt from PostgreSQL under a new uuid.
+processes stop admitting until the guardian has compared the store with the ledger: the uuid must be the one that it was
+last opened under, and every tenant's sequence must have reached the highest receipt, otherwise the store lost what it
+had acknowledged. A store that was emptied or rolled back is fenced for one full lease, so that every call in flight has
+ended, then rebuilt from PostgreSQL under a new uuid, in which every tenant's sequence begins at 1.
 """
 
 import datetime as dt
@@ -11,27 +12,27 @@ import logging
 import math
 import time
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import redis
 from django.conf import settings
 from django.db import connection
-from django.db.models import Count, Max, Q, Sum
+from django.db.models import Max
 from django.utils.timezone import now
 
 from config.redis import store
 from tokens import directory
 from tokens.admission import keys
-from tokens.admission.periods import Calendar, open_periods
 from tokens.admission.principal import rate_units
-from tokens.models import Limit, Period, Tenant
-from usage import expiry
+from tokens.models import Installation, Limit, Period, Tenant
+from usage import counters, expiry
+from usage.alarms import AlarmKind, raise_alarm
 from usage.drain import drain
-from usage.models import EventReceipt, Kind, UsageRecord
+from usage.models import EventReceipt, UsageRecord
 
 logger = logging.getLogger(__name__)
 LOCK = 0x6775617264  # of PostgreSQL, so that it ends with whoever holds it: "guard"
-WEEK = 7 * 86_400
+FENCED = "The admission store lost data. Nobody is admitted until it is rebuilt from the ledger, for up to one lease."
 
 
 def confirm(wait: bool = True) -> str:
@@ -77,14 +78,17 @@ def _confirm(client: redis.Redis, wait: bool) -> str:
         rebuild_at = math.ceil(time.time() + settings.LEASE_SECONDS) if known and wait else int(time.time())
         _fence(client, rebuild_at)
     if wait and time.time() < rebuild_at:
-        logger.error("the admission store lost data; it is fenced", extra={"seconds": rebuild_at - int(time.time())})
+        raise_alarm(AlarmKind.STORE_FENCED, "", FENCED)
         return "fenced"
     rebuild(client, f"{uuid.uuid4()}:{run_id}")
     return "rebuilt"
 
 
 def _reached(client: redis.Redis, name: str) -> bool:
-    """Whether every tenant's sequence is at least what the ledger has a receipt for."""
+    """Whether the store was last opened as `name`, and every tenant's sequence is at least the highest receipt."""
+    last = Installation.objects.filter(pk=1).values_list("store_name", flat=True).first()
+    if last and last != name:  # rolled back to before a rebuild: the receipts of that time say nothing of what followed
+        return False
     receipts = EventReceipt.objects.filter(generation__startswith=f"{name}:")
     highest = list(receipts.values_list("tenant_id").annotate(highest=Max("sequence")))
     if not highest:
@@ -130,19 +134,34 @@ def rebuild(client: redis.Redis, generation: str) -> None:
         for tenant in Tenant.objects.all():
             _load_counters(client, tenant)
             _load_rates(client, tenant)
+        _note_name(generation.partition(":")[0])
         if _open(client, generation):
             return
 
 
+def _note_name(name: str) -> None:
+    """Note under which name the store is about to be opened: no other is vouched for from now on."""
+    installation = Installation.objects.filter(pk=1).first()
+    if installation is not None:
+        installation.store_name = name
+        installation.save(update_fields=["store_name"])
+
+
 def _open(client: redis.Redis, generation: str) -> bool:
-    """Write the generation in the same step in which no event waits; False when one does."""
+    """Write the generation and begin every sequence anew, in the same step in which no event waits.
+
+    False when one does. While the store is fenced no number is given, so none can be given twice.
+    """
     streams = [keys.usage(shard) for shard in range(settings.SHARDS)]
+    sequences = list(client.scan_iter("{s*}:sequence:*", count=1000))
     with client.pipeline(transaction=True) as pipeline:
         try:
             pipeline.watch(*streams)  # type: ignore[no-untyped-call]
             if any(pipeline.xlen(stream) for stream in streams):
                 return False
             pipeline.multi()
+            if sequences:
+                pipeline.delete(*sequences)
             _add_generation(pipeline, generation)
             pipeline.execute()
         except redis.WatchError:
@@ -157,27 +176,11 @@ def _delete_counters(client: redis.Redis) -> None:
 
 
 def _load_counters(client: redis.Redis, tenant: Tenant) -> None:
-    shard = keys.shard_of(tenant.pk, settings.SHARDS)
-    changes_at = int(tenant.next_timezone_from.timestamp()) if tenant.next_timezone_from else 0
-    periods = open_periods(Calendar(tenant.timezone, tenant.next_timezone, changes_at), time.time())
-    records = UsageRecord.objects.filter(tenant=tenant)
     pipeline = client.pipeline(transaction=False)
-    today = records.filter(day=periods.day)
-    month = records.filter(day__gte=f"{periods.month}-01", day__lte=periods.day)
-    for scope in ("tenant", "member", "token"):
-        for period, rows, end in (
-            (f"day:{periods.day}", today, periods.day_end),
-            (f"month:{periods.month}", month, periods.month_end),
-        ):
-            for number, figures in _sums(rows, scope):
-                name = keys.use(shard, f"{scope}:{number}", period)
-                pipeline.hset(name, mapping=figures)
-                pipeline.expireat(name, end + WEEK)
-    for limit in Limit.objects.filter(tenant=tenant, period=Period.TOTAL):
-        scope = "token" if limit.token_id else "member" if limit.member_id else "tenant"
-        number = limit.token_id or limit.member_id or tenant.pk
-        for owner, figures in _sums(records.filter(at__gte=limit.created_at, **{f"{scope}_id": number}), scope):
-            pipeline.hset(keys.use(shard, f"{scope}:{owner}", f"total:{limit.pk}"), mapping=figures)
+    for name, (use, expires) in counters.expected(tenant, time.time()).items():
+        pipeline.hset(name, mapping=cast("dict[Any, Any]", use.fields()))
+        if expires:
+            pipeline.expireat(name, expires)
     pipeline.execute()
 
 
@@ -187,35 +190,10 @@ def _load_rates(client: redis.Redis, tenant: Tenant) -> None:
     recent = UsageRecord.objects.filter(tenant=tenant, at__gte=now() - dt.timedelta(hours=1))
     seconds, microseconds = client.time()
     for limit in Limit.objects.filter(tenant=tenant, period=Period.HOUR):
-        scope = "token" if limit.token_id else "member" if limit.member_id else "tenant"
-        number = limit.token_id or limit.member_id or tenant.pk
+        scope, number = counters.owner(limit)
         unit, tolerance = rate_units(limit.period, limit.amount, limit.burst or 0)
-        for owner, figures in _sums(recent.filter(**{f"{scope}_id": number}), scope):
-            ahead = min(figures[limit.metric] * unit, tolerance)
+        for _, use in counters.sums(recent.filter(**{f"{scope}_id": number}), scope):
+            ahead = min(getattr(use, limit.metric) * unit, tolerance)
             if ahead > 0:
-                name = keys.rate(shard, f"{scope}:{owner}", limit.metric, limit.period)
+                name = keys.rate(shard, f"{scope}:{number}", limit.metric, limit.period)
                 client.set(name, seconds * 1_000_000 + microseconds + ahead, px=ahead // 1000 + 1000)
-
-
-def _sums(rows: Any, scope: str) -> list[tuple[int, Any]]:
-    """Use by tenant, member or token: requests that reached the provider, images and tokens as charged."""
-    never_sent = Q(outcome=Kind.VOID, reason="not_dispatched")
-    counted = Count("pk", filter=~Q(kind=Kind.CORRECTION) & ~never_sent)
-    given_back = Count("pk", filter=Q(kind=Kind.CORRECTION) & never_sent)
-    sums = rows.values_list(f"{scope}_id").annotate(
-        calls=counted - given_back, delivered=Sum("images"), charged=Sum("charged_tokens")
-    )
-    return [
-        (
-            number,
-            {
-                "requests": requests,
-                "images": images or 0,
-                "tokens": tokens or 0,
-                "reserved_requests": 0,
-                "reserved_images": 0,
-                "reserved_tokens": 0,
-            },
-        )
-        for number, requests, images, tokens in sums.order_by()
-    ]

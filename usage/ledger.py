@@ -4,7 +4,7 @@ import datetime as dt
 import ipaddress
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from django.db import DataError, IntegrityError, transaction
@@ -15,7 +15,7 @@ from usage.events import UsageEvent
 from usage.merging import RANK, Account, Rollups, State, Written, by_call, difference, state_of
 from usage.models import Kind, Price
 from usage.prices import PriceList
-from usage.quarantine import quarantine_event
+from usage.quarantine import USED_TWICE, quarantine_event
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def record(events: Sequence[UsageEvent]) -> None:
     if not events:
         return
     try:
-        _write(events)
+        write(events)
     except (DataError, IntegrityError) as exc:
         if len(events) == 1:
             quarantine_event(events[0], type(exc).__name__, str(exc).partition("\n")[0])
@@ -45,7 +45,17 @@ def record(events: Sequence[UsageEvent]) -> None:
         record(events[middle:])
 
 
-def _write(events: Sequence[UsageEvent]) -> None:
+def write(
+    events: Sequence[UsageEvent],
+    with_them: Callable[[Sequence[UsageEvent]], None] | None = None,
+    only_unresolved: bool = False,
+) -> None:
+    """The one transaction of `record`; `with_them` is called at its end and commits with it, or not at all.
+
+    It gets the events that changed the books. `only_unresolved`: calls that are no longer unresolved stay as they are,
+    whatever the rank of their event; one that is not in the ledger is written all the same.
+    Raises django.db.DataError and IntegrityError when the database refuses one of the events: none is booked then.
+    """
     calls = by_call(events)
     prices = PriceList(event.model for event in events)
     rollups = Rollups()
@@ -59,10 +69,12 @@ def _write(events: Sequence[UsageEvent]) -> None:
             if (rest := all_of_call[1:] if request_id in booked else all_of_call)
         }
         if later:
-            written += _write_corrections(later, prices, rollups)
+            written += _write_corrections(later, prices, rollups, only_unresolved)
         statements.add_to_rollups(rollups.in_key_order())
         statements.touch_secrets(_last_uses(events))
         _report_doubled(events, fresh, written)
+        if with_them is not None:
+            with_them(written)
 
 
 def _write_primaries(firsts: Sequence[UsageEvent], prices: PriceList, rollups: Rollups) -> list[UsageEvent]:
@@ -76,7 +88,7 @@ def _write_primaries(firsts: Sequence[UsageEvent], prices: PriceList, rollups: R
 
 
 def _write_corrections(
-    later: dict[uuid.UUID, list[UsageEvent]], prices: PriceList, rollups: Rollups
+    later: dict[uuid.UUID, list[UsageEvent]], prices: PriceList, rollups: Rollups, only_unresolved: bool
 ) -> list[UsageEvent]:
     """Amend calls that are in the ledger with the events that outrank what it says; return these events."""
     calls = statements.lock_calls(list(later))
@@ -87,6 +99,8 @@ def _write_corrections(
         call = calls[request_id]
         for event in events:
             if RANK[event.kind] <= RANK[call.state.outcome]:
+                continue
+            if only_unresolved and call.state.outcome != Kind.UNRESOLVED:
                 continue
             today = now.astimezone(tenants[call.account.tenant].zone(now)).date()
             rows.append(_correct(call, event, today, prices, rollups))
@@ -202,4 +216,4 @@ def _report_doubled(events: Sequence[UsageEvent], fresh: set[statements.Receipt]
             doubled.add(id(event))
     for event in written:
         if id(event) in doubled:
-            quarantine_event(event, "SequenceUsedTwice", "Booked, but another call came with its sequence number.")
+            quarantine_event(event, USED_TWICE, "Booked, but another call came with its sequence number.")

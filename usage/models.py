@@ -5,7 +5,9 @@ one request id sum to what is known about it now, and the rollups of a day sum t
 """
 
 from decimal import Decimal
+from typing import ClassVar
 
+from django.conf import settings
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils.timezone import now
@@ -87,6 +89,33 @@ class UsageRecord(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.request_id}"
+
+
+def is_unresolved() -> models.Q:
+    """The condition on a ledger row that it opens a call whose outcome isn't known: no later row has corrected it."""
+    later = UsageRecord.objects.filter(request_id=models.OuterRef("request_id"), kind=Kind.CORRECTION).order_by()
+    return models.Q(~models.Exists(later), kind=Kind.UNRESOLVED)
+
+
+class UnresolvedCalls(models.Manager["UnresolvedCall"]):
+    """Only calls that are unresolved to this day."""
+
+    def get_queryset(self) -> models.QuerySet["UnresolvedCall"]:
+        """Narrow the ledger."""
+        return super().get_queryset().filter(is_unresolved())
+
+
+class UnresolvedCall(UsageRecord):
+    """The one row of a call whose outcome isn't known; the right to change these is the right to resolve them."""
+
+    objects: ClassVar[UnresolvedCalls] = UnresolvedCalls()
+
+    class Meta:
+        proxy = True
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"call {self.request_id}"
 
 
 class EventReceipt(models.Model):
@@ -193,9 +222,64 @@ class QuarantinedEvent(models.Model):
     error = models.CharField(max_length=100)
     message = models.TextField(blank=True)
     at = models.DateTimeField(default=now)
+    resolved_at = models.DateTimeField(null=True, blank=True, editable=False)
+    resolved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, editable=False, related_name="+"
+    )
+    resolution = models.TextField(blank=True, editable=False, help_text="What became of it, and why.")
 
     class Meta:
         ordering = ["-id"]
 
     def __str__(self) -> str:
         return f"{self.error} {self.at:%Y-%m-%d %H:%M:%S}"
+
+
+class UnsettledCall(models.Model):
+    """A call that was booked while the admission store was out of reach: the store must still end its reservation.
+
+    Written in the same transaction as the call's ledger row, deleted once the store has taken the ending.
+    """
+
+    request_id = models.UUIDField(primary_key=True)
+    ending = models.BinaryField(help_text="JSON of tokens.admission.settlement.Ending.")
+    at = models.DateTimeField(default=now)
+
+    def __str__(self) -> str:
+        return str(self.request_id)
+
+
+class SequenceCheck(models.Model):
+    """Up to where all sequence numbers of a tenant in a generation of the store have come in, without a gap."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "generation")
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, db_constraint=False, db_index=False, related_name="+")
+    generation = models.TextField(help_text="Its uuid, without the server's run id.")
+    through = models.BigIntegerField()
+    checked_at = models.DateTimeField(default=now)
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant_id} through {self.through}"
+
+
+class Alarm(models.Model):
+    """Something that a person must look at. It stays open until what raised it is found to be right again."""
+
+    kind = models.CharField(max_length=40, help_text="A short name, such as sequence_gap.")
+    subject = models.CharField(max_length=200, blank=True, help_text="What it is about, such as a tenant.")
+    message = models.TextField()
+    opened_at = models.DateTimeField(default=now)
+    seen_at = models.DateTimeField(default=now, help_text="When it was last found to be so.")
+    mailed_at = models.DateTimeField(null=True, blank=True)
+    closed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "subject"], condition=models.Q(closed_at=None), name="one_open_alarm_of_a_kind"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject}".strip()

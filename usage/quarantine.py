@@ -1,9 +1,11 @@
-"""Putting aside the events that can't be booked, whole, so that a person can."""
+"""Putting aside the events that can't be booked, whole, so that a person can have them booked (usage.retrying)."""
 
+import base64
 import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -12,10 +14,13 @@ from usage.models import QuarantinedEvent
 
 logger = logging.getLogger(__name__)
 
+USED_TWICE = "SequenceUsedTwice"  # the error of an event that is booked all the same
+BINARY = "base64"
+
 
 def quarantine_entry(fields: Mapping[bytes, bytes], error: Exception) -> None:
     """Keep a stream entry that could not be read."""
-    _keep({_text(name): _text(value) for name, value in fields.items()}, type(error).__name__, str(error))
+    _keep({_text(name): _value(value) for name, value in fields.items()}, type(error).__name__, str(error))
 
 
 def quarantine_event(event: UsageEvent, error: str, message: str) -> None:
@@ -23,13 +28,41 @@ def quarantine_event(event: UsageEvent, error: str, message: str) -> None:
     _keep(msgspec.to_builtins(event), error, message)
 
 
+def stream_entry(raw: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """The stream entry that `quarantine_entry` kept as `raw`, byte by byte. Raises ValueError when it kept none."""
+    fields = {}
+    for name, value in raw.items():
+        if isinstance(value, dict) and value.keys() == {BINARY}:
+            fields[name.encode()] = base64.b64decode(value[BINARY], validate=True)
+        elif isinstance(value, str):
+            fields[name.encode()] = value.encode()
+        else:
+            raise ValueError(f"The field {name} is no text.")
+    return fields
+
+
 def _keep(raw: dict[str, object], error: str, message: str) -> None:
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
     entry = QuarantinedEvent(raw=raw, digest=digest, error=error, message=message)
-    QuarantinedEvent.objects.bulk_create([entry], ignore_conflicts=True)
+    QuarantinedEvent.objects.bulk_create(
+        [entry],
+        update_conflicts=True,
+        unique_fields=["digest"],
+        # One that was dealt with and comes once more is open again: what was done about it didn't last.
+        update_fields=["error", "message", "resolved_at", "resolved_by", "resolution"],
+    )
     logger.error("A usage event was quarantined: %s", error, extra={"quarantined": digest})
 
 
+def _value(value: bytes) -> str | dict[str, str]:
+    """Text as it is. What is no UTF-8, or has a NUL, which PostgreSQL's jsonb refuses, as base64: nothing is lost."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    return {BINARY: base64.b64encode(value).decode()} if "\0" in text else text
+
+
 def _text(value: bytes) -> str:
-    """Any bytes as text that PostgreSQL's jsonb takes, which refuses NUL."""
+    """A field's name as text that jsonb takes."""
     return value.decode("utf-8", "replace").replace("\0", "\ufffd")

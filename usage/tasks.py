@@ -4,13 +4,22 @@ import datetime as dt
 import logging
 
 import redis
+from django.conf import settings
 from django.db import OperationalError
 
 from config.celery import app
+from config.workerhealth import part
 from tokens.admission.connection import StoreUnavailable
-from usage import drain, expiry, guardian, partitions
+from usage import alarmchecks, alarms, drain, expiry, gaps, guardian, partitions, reconciliation, unsettled
 
 logger = logging.getLogger(__name__)
+
+
+@part("ledger")
+def why_late() -> str:
+    """What readiness says of the streams: "" while every event is in the ledger within ``LAG_LIMIT_SECONDS``."""
+    seconds = drain.oldest_seconds()
+    return f"the oldest usage event has waited for {seconds:.0f} s" if seconds > settings.LAG_LIMIT_SECONDS else ""
 
 
 @app.task(name="usage.drain")
@@ -31,6 +40,15 @@ def expire_overdue() -> None:
         logger.warning("Overdue calls wait: the store is out of reach (%s)", type(exc).__name__)
 
 
+@app.task(name="usage.replay_unsettled")
+def replay_unsettled() -> None:
+    """Tell the store of calls that were booked without it. With a server out of reach they wait for the next tick."""
+    try:
+        unsettled.replay()
+    except (OperationalError, redis.ConnectionError, redis.TimeoutError) as exc:
+        logger.warning("Booked calls wait for the store: a server is out of reach (%s)", type(exc).__name__)
+
+
 @app.task(name="usage.guard")
 def guard() -> None:
     """Confirm the admission store, or fence and rebuild it."""
@@ -38,6 +56,34 @@ def guard() -> None:
         guardian.confirm()
     except (OperationalError, redis.RedisError, StoreUnavailable) as exc:
         logger.warning("The store can't be confirmed: a server is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.check_sequences")
+def check_sequences() -> None:
+    """Look for usage events that were lost on their way to the ledger."""
+    try:
+        gaps.check_sequences()
+    except (OperationalError, redis.RedisError) as exc:
+        logger.warning("The sequences can't be checked: a server is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.check_alarms")
+def check_alarms() -> None:
+    """Open and close alarms, and mail those that nobody has been told of."""
+    try:
+        alarmchecks.check()
+        alarms.send_mails()
+    except OperationalError as exc:
+        logger.error("Alarms can't be kept or mailed: PostgreSQL is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.compare_counters")
+def compare_counters() -> None:
+    """Compare the store's counters with the ledger."""
+    try:
+        reconciliation.check_counters()
+    except (OperationalError, redis.RedisError) as exc:
+        logger.warning("The counters can't be compared: a server is out of reach (%s)", type(exc).__name__)
 
 
 @app.task(name="usage.create_partitions")

@@ -3,9 +3,10 @@
 import datetime as dt
 import uuid
 
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import QuerySet
 
-from usage.models import Kind, UsageRecord
+from tokens.models import Tenant
+from usage.models import UsageRecord, is_unresolved
 
 EPOCH = dt.date(1970, 1, 1)
 ZONES = dt.timedelta(hours=15)  # a tenant's day begins and ends less than this from the same day of UTC
@@ -13,8 +14,7 @@ ZONES = dt.timedelta(hours=15)  # a tenant's day begins and ends less than this 
 
 def still_unresolved(records: QuerySet[UsageRecord]) -> QuerySet[UsageRecord]:
     """Of these rows those of unresolved calls: no later row of the call has corrected them."""
-    later = UsageRecord.objects.filter(request_id=OuterRef("request_id"), kind=Kind.CORRECTION).order_by()
-    return records.filter(~Exists(later), kind=Kind.UNRESOLVED)
+    return records.filter(is_unresolved())
 
 
 def admitted_between(
@@ -29,6 +29,16 @@ def admitted_between(
     if last is not None:
         records = records.filter(day__lte=last, request_id__lt=_request_id(last, dt.timedelta(days=1) + ZONES))
     return records
+
+
+def matching(
+    tenant: Tenant | None = None, first: dt.date | None = None, last: dt.date | None = None, model: str = ""
+) -> QuerySet[UsageRecord]:
+    """The calls that are unresolved to this day, by tenant, by the tenant's days (both included) and by model."""
+    records = still_unresolved(admitted_between(UsageRecord.objects.all(), first, last))
+    if tenant is not None:
+        records = records.filter(tenant=tenant)
+    return records.filter(model=model) if model else records
 
 
 def _request_id(day: dt.date, shift: dt.timedelta) -> uuid.UUID:

@@ -21,7 +21,8 @@ LISTEN_BACKLOG = 4096  # what Linux allows by default (net.core.somaxconn)
 
 def web(data: Path, environment: Mapping[str, str], port: int) -> Program:
     """The web server: granian with `WEB_WORKERS` processes (default 1)."""
-    options = ["--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop", "--no-ws"]
+    options = ["--interface", "asgi", "--host", "127.0.0.1", "--port", str(port)]
+    options += ["--http", "1", "--loop", "uvloop", "--no-ws"]
     options += ["--workers", os.environ.get("WEB_WORKERS") or "1"]
     # A worker killed with -9 would otherwise end the server.
     options += ["--respawn-failed-workers", "--respawn-interval", "0.2"]
@@ -48,10 +49,11 @@ def drain_seconds(environment: Mapping[str, str]) -> float:
     return 310.0
 
 
-def worker(data: Path, environment: Mapping[str, str]) -> Program:
-    """One Celery worker, with the scheduler inside."""
+def worker(data: Path, environment: Mapping[str, str], port: int) -> Program:
+    """One Celery worker, with the scheduler inside; its health is on `port` unless `WORKER_PORT` names another."""
     options = ["--beat", "--schedule", str(data / "celerybeat-schedule"), "--loglevel", "INFO", "--concurrency", "2"]
     options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    environment = {**environment, "WORKER_PORT": environment.get("WORKER_PORT") or str(port)}
     return _python("worker", data, environment, "-m", "celery", "-A", "config", "worker", *options)
 
 

@@ -67,7 +67,7 @@ class Stack:
             say("Preparing the database.")
             self._prepare_database(environment, sandbox_url="")
         say("Starting the worker and the web server.")
-        self._run(Plain(programs.worker(self.data, environment), self._run_file.record))
+        self._run(Plain(programs.worker(self.data, environment, free_port()), self._run_file.record))
         refuse_taken_port(self.port)
         web = self._run(Plain(programs.web(self.data, environment, self.port), self._run_file.record))
         self._wait_for(web, lambda: why_not_ready(self.port, expected=frozenset() if demo else {"catalog"}))

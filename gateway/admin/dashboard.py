@@ -28,7 +28,12 @@ admin.site.index_title = "Today"
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
-    """Add the figures to the landing page's context (unfold calls this). "Today" is each tenant's own day."""
+    """Add the figures to the landing page's context (unfold calls this). "Today" is each tenant's own day.
+
+    Nothing for a user who may not see usage: the figures are all tenants'.
+    """
+    if not request.user.has_perm("usage.view_dailyusage"):
+        return context
     rows = todays_rows()
     totals: dict[str, int] = {metric: sum(row[metric] for row in rows) for metric in METRICS}
     costs: dict[str, Decimal] = defaultdict(Decimal)
@@ -43,7 +48,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "tenants_today": [{**row, "costs": money(row["costs"])} for row in rows[:TENANTS_SHOWN]],
         "unresolved": still_unresolved(admitted_between(UsageRecord.objects.order_by(), since, None)).count(),
         "unresolved_since": since,
-        "quarantined": QuarantinedEvent.objects.count(),
+        "quarantined": QuarantinedEvent.objects.filter(resolved_at=None).count(),
         "has_tenants": Tenant.objects.exists(),
         "has_tokens": ProxyToken.objects.exists(),
         "has_default": Model.objects.filter(active=True, default=True).exists(),

@@ -1,5 +1,6 @@
 """Ending a call: the arguments of the finish script for settle, void and expire."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ class Ending:
 
     `kind`: exact (settle), void, or unresolved (expire; the reservation's own figures are held, `images` and `tokens`
     are not read). `keep_request`: a call that was never dispatched gives its request back too. `result` and `call`
-    are the usage event's JSON; `answer` is what an idempotency key replays, empty to forget the key.
+    are the usage event's JSON; `answer` is what an idempotency key replays, empty to forget the key. `decided`: a
+    person says void of an unresolved call; should the provider's answer come after all, exact replaces it.
     """
 
     request_id: str
@@ -28,6 +30,7 @@ class Ending:
     result: bytes
     call: bytes
     answer: bytes = b""
+    decided: bool = False
 
 
 def command(ending: Ending, only_overdue: bool = False) -> list[Any]:
@@ -50,6 +53,7 @@ def command(ending: Ending, only_overdue: bool = False) -> list[Any]:
         ending.call,
         ending.answer,
         int(only_overdue),
+        int(ending.decided),
     ]
 
 
@@ -59,8 +63,27 @@ async def finish(store: StoreConnection, ending: Ending) -> bytes:
     return bytes(reply[0])
 
 
+def finish_from_task(client: redis.Redis, ending: Ending) -> bytes:
+    """`finish` for synchronous code. Raises redis.RedisError."""
+    return _run(client, command(ending))
+
+
+def finish_together(client: redis.Redis, endings: Sequence[Ending]) -> list[Ending]:
+    """End many calls in one round trip; returns those that the store took. Raises redis.ConnectionError."""
+    script = scripts.finish()
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.script_load(script.text)
+        for ending in endings:
+            pipeline.evalsha(script.sha, *command(ending))
+        _, *replies = pipeline.execute(raise_on_error=False)
+    return [ending for ending, reply in zip(endings, replies, strict=True) if not isinstance(reply, Exception)]
+
+
 def expire(client: redis.Redis, ending: Ending) -> bytes:
     """End an overdue call as unresolved, from a task; DONE, REPEAT, or EARLY when its lease still runs."""
-    arguments = command(ending, only_overdue=True)
+    return _run(client, command(ending, only_overdue=True))
+
+
+def _run(client: redis.Redis, arguments: list[Any]) -> bytes:
     reply = scripts.finish().run(client, arguments[1:6], arguments[6:])
     return bytes(reply[0])

@@ -147,6 +147,7 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("shards", models.PositiveSmallIntegerField()),
                 ("stopped_at", models.DateTimeField(editable=False, null=True)),
+                ("store_name", models.CharField(blank=True, editable=False, max_length=36)),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
             options={

@@ -1,7 +1,6 @@
-"""The ledger's rows in the admin, and the events that couldn't be booked."""
+"""The ledger's rows in the admin."""
 
 import datetime as dt
-import json
 import uuid
 from typing import Any
 
@@ -10,7 +9,6 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     ChoicesDropdownFilter,
@@ -22,7 +20,7 @@ from unfold.decorators import display
 from usage.admin.daily import ModelFilter
 from usage.admin.readonly import ReadOnlyAdmin, in_one_line
 from usage.exports import plain
-from usage.models import Kind, Provenance, QuarantinedEvent, UsageRecord
+from usage.models import Kind, Provenance, UsageRecord
 from usage.unresolved import admitted_between, still_unresolved
 
 KIND_COLOURS = {"exact": "success", "void": "default", "unresolved": "warning", "correction": "info"}
@@ -77,7 +75,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         "charged",
         "shown_cost",
     )
-    list_filter = (
+    list_filter: tuple[Any, ...] = (
         ("tenant", AutocompleteSelectFilter),
         ("kind", ChoicesDropdownFilter),
         OutcomeFilter,
@@ -212,30 +210,3 @@ class UsageRecordAdmin(ReadOnlyAdmin):
     def shown_cost(self, row: UsageRecord) -> SafeString:
         """Exact, with its currency; "–" where there was no price."""
         return in_one_line(f"{plain(row.cost)} {row.currency}" if row.cost is not None else "–")
-
-
-@admin.register(QuarantinedEvent)
-class QuarantinedEventAdmin(ModelAdmin):
-    """Events that couldn't be booked, to look at."""
-
-    list_display = ("at", "error", "message")
-    search_fields = ("error", "message")
-    fields = ("at", "error", "message", "fields_as_they_came")
-    readonly_fields = fields
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Nobody."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Nobody: each stands for usage that isn't in the books."""
-        return False
-
-    @display(description="event")
-    def fields_as_they_came(self, event: QuarantinedEvent) -> SafeString:
-        """The event, indented."""
-        return format_html('<pre class="gw-raw">{}</pre>', json.dumps(event.raw, indent=2, ensure_ascii=False))

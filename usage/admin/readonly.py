@@ -33,8 +33,8 @@ class ReadOnlyAdmin(ModelAdmin):
     list_filter_submit = True
     list_disable_select_all = True  # would have to count
     list_per_page = 50
-    actions = ("selected_csv",)
-    actions_list = ("csv",)
+    actions: tuple[str, ...] = ("selected_csv",)
+    actions_list: tuple[str, ...] = ("csv",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Nobody."""

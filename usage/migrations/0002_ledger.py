@@ -53,6 +53,7 @@ CREATE INDEX usage_record_tenant_day ON usage_record (tenant_id, booked_day);
 CREATE INDEX usage_record_member ON usage_record (member_id, id);
 CREATE INDEX usage_record_token ON usage_record (token_id, id);
 CREATE INDEX usage_record_unresolved ON usage_record (tenant_id, id) WHERE kind = 'unresolved';
+CREATE INDEX usage_record_unresolved_all ON usage_record (id) WHERE kind = 'unresolved';
 
 CREATE FUNCTION usage_record_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

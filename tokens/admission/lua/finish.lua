@@ -4,20 +4,25 @@
 -- ARGV 1 request id, 2 kind, 3 tenant id, 4 images, 5 tokens (what is charged; unresolved: ignored, the reservation's
 --      own figures are held), 6 whether the request stays counted (1, 0), 7 result (JSON), 8 call (JSON, for when
 --      there is no reservation), 9 answer to replay under the idempotency key or '', 10 only when the lease is over
---      (1, 0).
+--      (1, 0), 11 whether a person decided it (1, 0): a void that exact may still replace.
 -- Reply {status, detail}: DONE (and the sequence number), REPEAT (already ended so; detail: the state), EARLY.
--- A repeat changes nothing. What ended as unresolved may still become exact or void: counters move by the difference.
+-- A repeat changes nothing. What ended as unresolved may still become exact or void, what a person then made void still
+-- exact: counters move by the difference.
 
 local kind = ARGV[2]
 local images, tokens, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local STATES = {exact = 'SETTLED', void = 'VOIDED', unresolved = 'EXPIRED'}
-local TTL = {exact = 3600, void = 3600, unresolved = 259200}
+-- Unresolved calls are kept for 35 days, so that resolving one frees its quota until the last day of its month.
+local DECIDABLE = 3024000
+local TTL = {exact = 3600, void = 3600, unresolved = DECIDABLE}
 local now = now_us()
 
 local reservation = redis.call('HMGET', KEYS[1], 'state', 'images', 'tokens', 'lease_end', 'held', 'call', 'idempotency',
-  'admitted', 'generation')
+  'admitted', 'generation', 'decided')
 local state, held, call = reservation[1], reservation[5], reservation[6]
-local late = state == 'EXPIRED' and kind ~= 'unresolved'
+local overruled = state == 'VOIDED' and reservation[10] and kind == 'exact'
+local late = state == 'EXPIRED' and kind ~= 'unresolved' or overruled
+local decided = ARGV[11] == '1' and kind == 'void' and state
 if state and state ~= 'RESERVED' and not late then
   return {'REPEAT', state}
 end
@@ -63,7 +68,7 @@ local generation = redis.call('HGET', KEYS[5], 'generation')
 local counted = generation and reservation[9]
   and string.match(generation, '^[^:]*') == string.match(reservation[9], '^[^:]*')
 
-if state then
+if held then -- the mark of a call that an emptied store had lost holds nothing
   local estimate = {1, tonumber(reservation[2]), tonumber(reservation[3])}
   local holds = cjson.decode(held)
   if kind == 'unresolved' then
@@ -71,7 +76,9 @@ if state then
   end
   if counted then
     settle_uses(holds.use, estimate)
-    refund_rates(holds.rates, estimate)
+    if not overruled then -- what a rate got back has run off since
+      refund_rates(holds.rates, estimate)
+    end
   end
   for _, key in ipairs(holds.inflight) do
     redis.call('ZREM', key, ARGV[1])
@@ -88,10 +95,12 @@ if state then
 end
 
 redis.call('HSET', KEYS[1], 'state', STATES[kind])
-if state and kind ~= 'unresolved' then
+if decided then -- from here on it stands in the counters as one request
+  redis.call('HSET', KEYS[1], 'images', '0', 'tokens', '0', 'decided', '1')
+elseif state and kind ~= 'unresolved' then
   redis.call('HDEL', KEYS[1], 'held', 'call')
 end
-redis.call('EXPIRE', KEYS[1], TTL[kind])
+redis.call('EXPIRE', KEYS[1], decided and DECIDABLE or TTL[kind])
 
 -- A call that was neither admitted nor sent leaves no event, only its mark: an admission on its way finds it.
 if not state and kind == 'void' and keep == 0 then
