@@ -13,7 +13,7 @@ PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
 LOCK = .venv/bin/python -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --quiet
 
-.PHONY: help run test check controls chaos bench lock clean
+.PHONY: help run test check controls chaos bench bench-scale bench-peers lock clean
 
 help:
 	@echo "make run     start the whole gateway on this machine: http://127.0.0.1:$(PORT)"
@@ -24,7 +24,9 @@ help:
 	@echo "make controls  plant bugs in a copy of the code, and see that the tests catch each of them"
 	@echo "make chaos   kill and stop processes and break connections under load; then compare three accounts"
 	@echo "             SEED=7 and MINUTES=2 choose what befalls whom, and for how long"
-	@echo "make bench   measure what a request costs: the gateway beside a bare pass-through"
+	@echo "make bench   measure what a request costs: the gateway beside a bare pass-through and nginx"
+	@echo "make bench-scale  measure what grows: calls held, limits, tokens, images, the books, the start"
+	@echo "make bench-peers  measure LiteLLM's proxy and Portkey's gateway on the same load; installs them outside"
 	@echo "make lock    pin the dependencies of requirements/*.in anew"
 	@echo "make clean   remove .venv and caches; the data stays"
 
@@ -51,6 +53,12 @@ chaos: install-dev
 
 bench: install-run
 	@exec .venv/bin/python -m bench
+
+bench-scale: install-run
+	@exec .venv/bin/python -m bench.scale $(NAME)
+
+bench-peers: install-run
+	@exec .venv/bin/python -m bench.peers
 
 lock: install-dev
 	$(LOCK) requirements/dev.in -o requirements/dev.txt

@@ -1,12 +1,14 @@
-"""What the benchmark does in the gateway's books, in a process of its own: ``python -m bench.books prepare|count``.
+"""What the benchmarks do in the gateway's books, in a process of its own: ``python -m bench.books VERB ...``.
 
-``prepare`` makes a tenant with limits in every scope and prints a token; ``count`` books what waits in the streams
-and prints, as JSON, how many calls the ledger has and the tokens charged for them.
+``prepare`` sets the database up; ``tenant SLUG LIMITS...`` makes a tenant and prints its token; ``count SLUG`` books
+what waits in the streams and prints how many calls of the tenant the ledger has; ``roundtrips CORE SECONDS LIMITS...``
+times the two scripts of a call. What the scale tests need stands in bench.bulk.
 """
 
 import json
 import os
 import sys
+from collections.abc import Callable
 
 import django
 
@@ -16,35 +18,55 @@ django.setup()
 from django.core.management import call_command  # noqa: E402  (models need the set-up above)
 from django.db.models import Count, Sum  # noqa: E402
 
+from bench import bulk, roundtrips  # noqa: E402
 from tokens import issuing  # noqa: E402
 from usage.drain import drain  # noqa: E402
 from usage.models import UsageRecord  # noqa: E402
 
-# One of each kind (rate, quota, concurrency), spread over the scopes, far above what a benchmark can take.
-TENANT_LIMITS = ["images:50000000/day", "tokens:90000000000/month", "concurrent:4000"]
-MEMBER_LIMITS = ["images:40000000/day", "tokens:80000000000/month"]
-TOKEN_LIMITS = ["requests:30000000/minute", "concurrent:3000"]
-
 
 def prepare() -> str:
-    """Migrate, set up the provider of ``PROVIDER_*``, and issue a token; returns it."""
+    """Migrate, and set up the provider of ``PROVIDER_*``."""
     call_command("migrate", interactive=False, verbosity=0, stdout=sys.stderr)
     call_command("bootstrap", stdout=sys.stderr)
-    tenant = issuing.create_tenant("bench", "Bench", "Europe/Berlin", limit_texts=TENANT_LIMITS)
-    member = issuing.add_member(tenant, "bench@example.com")
-    issuing.set_limits(member, MEMBER_LIMITS)
-    return issuing.issue_token(member, "bench", limit_texts=TOKEN_LIMITS)[1]
+    return ""
 
 
-def count() -> dict[str, int]:
-    """Drain the streams; then `exact` and `other` records, and the `tokens` charged."""
+def tenant(slug: str, *limits: str) -> str:
+    """A tenant, a member and a token, each with the limits that begin with its scope: ``token=requests:60/minute``."""
+    by_scope: dict[str, list[str]] = {"tenant": [], "member": [], "token": []}
+    for limit in limits:
+        scope, _, text = limit.partition("=")
+        by_scope[scope].append(text)
+    made = issuing.create_tenant(slug, slug, "Europe/Berlin", limit_texts=by_scope["tenant"])
+    member = issuing.add_member(made, f"{slug}@example.com")
+    issuing.set_limits(member, by_scope["member"])
+    return issuing.issue_token(member, slug, limit_texts=by_scope["token"])[1]
+
+
+def count(slug: str) -> str:
+    """Drain the streams; then as JSON the tenant's `exact` and `other` records, and the `tokens` charged."""
     while drain():
         pass
-    by_kind = dict(UsageRecord.objects.values_list("kind").annotate(Count("id")))
+    records = UsageRecord.objects.filter(tenant__slug=slug)
+    by_kind = dict(records.values_list("kind").annotate(Count("id")))
     exact = by_kind.pop("exact", 0)
-    tokens = UsageRecord.objects.aggregate(tokens=Sum("charged_tokens"))["tokens"] or 0
-    return {"exact": exact, "other": sum(by_kind.values()), "tokens": int(tokens)}
+    tokens = records.aggregate(tokens=Sum("charged_tokens"))["tokens"] or 0
+    return json.dumps({"exact": exact, "other": sum(by_kind.values()), "tokens": int(tokens)})
 
+
+VERBS: dict[str, Callable[..., str]] = {
+    "prepare": prepare,
+    "tenant": tenant,
+    "count": count,
+    "roundtrips": roundtrips.median_ms,
+    "directory": bulk.directory,
+    "events": bulk.events,
+    "drain": bulk.drain_all,
+    "rollups": bulk.rollups,
+    "month": bulk.month_report,
+    "ledger": bulk.ledger,
+    "session": bulk.session,
+}
 
 if __name__ == "__main__":
-    print(prepare() if sys.argv[1] == "prepare" else json.dumps(count()))
+    print(VERBS[sys.argv[1]](*sys.argv[2:]))

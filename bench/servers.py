@@ -1,7 +1,7 @@
-"""Everything that a benchmark needs running, in a temporary folder: stores, provider, pass-through and gateway.
+"""Everything that a benchmark needs running, in a temporary folder: stores, provider, and the web servers it asks for.
 
-The two web servers run on a core of their own, with the very options of ``make run``; everything else runs on the
-core of the benchmark itself.
+What is measured runs on a core of its own, with the very options of ``make run``; everything else runs on the core of
+the benchmark itself.
 """
 
 import contextlib
@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import cores
+from bench import cores, nginx
 from config.supervisor import datafolder, processes, programs, secretfiles, variables
+from config.supervisor.__main__ import raise_file_limit
 from config.supervisor.errors import StartError
 from config.supervisor.identity import Identity
 from config.supervisor.postgres import EmbeddedPostgres
@@ -26,24 +27,12 @@ from config.supervisor.valkey import EmbeddedValkey
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 5.0
+BOOKS_SECONDS = 600.0
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+GENERATE = "/wp-json/my-proxy/v1/generate-image"
 
 # Notes the pids of our children, a line each, until the benchmark ends, however it ends; then kills their sessions.
 WATCHDOG = 'trap "" INT TERM; pids=; while read -r pid; do pids="$pids -$pid"; done; kill -9 $pids 2>/dev/null'
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What runs: URLs to send requests to, the token for the gateway, and the leaders of the sessions to measure."""
-
-    direct_url: str
-    passthrough_url: str
-    gateway_url: str
-    token: str
-    passthrough: int
-    gateway: int
-    valkey: int
-    count_books: Callable[[], str]
 
 
 class _Children:
@@ -86,12 +75,91 @@ class _Children:
         self._watchdog.communicate()
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A web server: where to send requests, and the leader of its session."""
+
+    url: str
+    pid: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """Stores and provider, which run; the web servers start when they are asked for.
+
+    `valkey` leads the admission store's session; `environment` is what `manage.py` would need, and the provider.
+    """
+
+    data: Path
+    environment: dict[str, str]
+    provider_url: str
+    valkey: int
+    server_core: int
+    _children: _Children
+    _port: int = field(default=0)
+
+    @property
+    def direct_url(self) -> str:
+        """The provider itself."""
+        return f"{self.provider_url}/images/generations"
+
+    def start(self, name: str, command: Sequence[str], port: int, environment: Mapping[str, str]) -> int:
+        """Start a server that is to be measured; returns the leader of its session once it listens."""
+        log = self.data / "logs" / f"{name}.log"
+        program = Program(name, command, environment, log, self.data)
+        return self._children.run(program, lambda: why_not_listening(port), self.server_core)
+
+    def passthrough(self) -> Server:
+        """The bare pass-through."""
+        port = free_port()
+        bare = programs.web(self.data, {**self.environment, "BENCH_UPSTREAM": self.direct_url}, port)
+        command = [*bare.command[:-1], "bench.passthrough:application"]
+        bare = replace(bare, name="passthrough", command=command, log=self.data / "logs" / "passthrough.log")
+        pid = self._children.run(bare, lambda: why_not_listening(port), self.server_core)
+        return Server(f"http://127.0.0.1:{port}/", pid)
+
+    def nginx(self) -> Server | None:
+        """nginx's `proxy_pass`; None where nginx isn't installed."""
+        program = nginx.find()
+        if program is None:
+            return None
+        port = free_port()
+        command = nginx.command(program, self.data, port, self.direct_url)
+        return Server(f"http://127.0.0.1:{port}/", self.start("nginx", command, port, self.environment))
+
+    def gateway(self) -> Server:
+        """The gateway, with one worker."""
+        web = programs.web(self.data, self.environment, self._port)
+        pid = self._children.run(web, lambda: why_not_ready(self._port), self.server_core)
+        return Server(f"http://127.0.0.1:{self._port}{GENERATE}", pid)
+
+    def books(self, *words: str) -> str:
+        """Run ``bench.books``; what it printed. Raises StartError."""
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.books", *words],
+            cwd=programs.ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=BOOKS_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise StartError(f"bench.books {words[0]} failed:\n{done.stderr[-2000:]}")
+        return done.stdout.strip()
+
+
 @contextlib.contextmanager
-def running(server_core: int) -> Iterator[Running]:
-    """Start everything, the web servers on `server_core`; all of it is gone afterwards. Raises StartError."""
+def running(server_core: int, provider: Sequence[str] = (), *, durable: bool = False) -> Iterator[Bench]:
+    """Start stores and provider (with these options); all of it is gone afterwards. Raises StartError.
+
+    `durable`: PostgreSQL writes each commit to disk before it answers, as in production; nothing of the request path
+    is in PostgreSQL.
+    """
+    raise_file_limit()
     data = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
     children = _Children()
-    postgres = EmbeddedPostgres(data, durable=False, record=children.record)
+    postgres = EmbeddedPostgres(data, durable=durable, record=children.record)
     valkey = EmbeddedValkey(data, record=children.record)
     try:
         datafolder.prepare(data)
@@ -100,7 +168,7 @@ def running(server_core: int) -> Iterator[Running]:
             (data / name).mkdir(mode=0o700)
         postgres.start()
         valkey.start()
-        yield _start_programs(data, children, postgres, valkey, server_core)
+        yield _prepared(data, children, postgres, valkey, server_core, provider)
     finally:
         children.stop()
         valkey.stop(STOP_SECONDS)
@@ -112,12 +180,16 @@ def running(server_core: int) -> Iterator[Running]:
         shutil.rmtree(data, ignore_errors=True)
 
 
-def _start_programs(
-    data: Path, children: _Children, postgres: EmbeddedPostgres, valkey: EmbeddedValkey, server_core: int
-) -> Running:
-    provider_port, bare_port, port = free_port(), free_port(), free_port()
+def _prepared(
+    data: Path,
+    children: _Children,
+    postgres: EmbeddedPostgres,
+    valkey: EmbeddedValkey,
+    server_core: int,
+    provider: Sequence[str],
+) -> Bench:
+    provider_port, port = free_port(), free_port()
     provider_url = f"http://127.0.0.1:{provider_port}/v1"
-    direct_url = f"{provider_url}/images/generations"
     environment = {
         **{name: os.environ[name] for name in INHERITED if name in os.environ},
         **variables.for_run_file(data, port, {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url}),
@@ -129,42 +201,11 @@ def _start_programs(
         "STORE_TIMEOUT": "10",  # on a machine that is busy with something else a 503 would end the measurement
     }
     log = data / "logs" / "provider.log"
-    command = [sys.executable, "-m", "bench.provider", str(provider_port)]
-    provider = Program("provider", command, environment, log, programs.ROOT)
-    children.run(provider, lambda: why_not_listening(provider_port))
-    token = _books(environment, "prepare")
-    gateway = programs.web(data, environment, port)
-    bare = programs.web(data, {**environment, "BENCH_UPSTREAM": direct_url}, bare_port)
-    bare = replace(
-        bare,
-        name="passthrough",
-        command=[*bare.command[:-1], "bench.passthrough:application"],
-        log=data / "logs" / "passthrough.log",
+    command = [sys.executable, "-m", "bench.provider", str(provider_port), *provider]
+    children.run(
+        Program("provider", command, environment, log, programs.ROOT), lambda: why_not_listening(provider_port)
     )
     assert valkey.child is not None
-    return Running(
-        direct_url=direct_url,
-        passthrough_url=f"http://127.0.0.1:{bare_port}/",
-        gateway_url=f"http://127.0.0.1:{port}/wp-json/my-proxy/v1/generate-image",
-        token=token,
-        passthrough=children.run(bare, lambda: why_not_listening(bare_port), server_core),
-        gateway=children.run(gateway, lambda: why_not_ready(port), server_core),
-        valkey=valkey.child.identity.pid,
-        count_books=lambda: _books(environment, "count"),
-    )
-
-
-def _books(environment: dict[str, str], verb: str) -> str:
-    """Run bench.books; what it printed. Raises StartError."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.books", verb],
-        cwd=programs.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise StartError(f"bench.books {verb} failed:\n{done.stderr[-2000:]}")
-    return done.stdout.strip()
+    bench = Bench(data, environment, provider_url, valkey.child.identity.pid, server_core, children, port)
+    bench.books("prepare")
+    return bench

@@ -28,18 +28,25 @@ def client_address(peer: str, forwarded: str | None, trusted: Sequence[Network])
         the walk at the last good one. When every hop is a trusted proxy, the left-most of them.
         A peer that is no address (no server of ours gives one) comes back as it is.
     """
+    if not (forwarded and trusted):
+        return _shortest(peer or LOOPBACK)
     current = parse(peer or LOOPBACK)
     if current is None:
         return peer
-    if forwarded and trusted:
-        for hop in reversed(forwarded.split(",")):
-            if not is_within(current, trusted):
-                break
-            further = parse(hop.strip())
-            if further is None:
-                break
-            current = further
+    for hop in reversed(forwarded.split(",")):
+        if not is_within(current, trusted):
+            break
+        further = parse(hop.strip())
+        if further is None:
+            break
+        current = further
     return str(current)
+
+
+@lru_cache(maxsize=4096)  # its keys come from the server, which has them from the kernel
+def _shortest(peer: str) -> str:
+    address = parse(peer)
+    return peer if address is None else str(address)
 
 
 def parse(text: str) -> Address | None:

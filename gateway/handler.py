@@ -11,15 +11,15 @@ import re
 import time
 from typing import Any
 
-import msgspec
 from django.core.exceptions import SuspiciousOperation
 from django.http import HttpResponse
-from django.urls import Resolver404, get_resolver
+from django.urls import Resolver404, ResolverMatch, get_resolver
 
 from gateway import metrics, requestlog
 from gateway.errors import ApiError, InvalidRequest, NotFound
 from gateway.headers import origin_headers, preflight_headers
 from gateway.inflight import Receive
+from gateway.replies import Reply, json_reply, reply_of
 from gateway.requests import LeanRequest, Send
 from gateway.runtime import Runtime
 
@@ -51,20 +51,20 @@ class LeanHandler:
         """Answer one request."""
         begun = time.perf_counter()
         request = LeanRequest(scope, receive, self.runtime)
-        response = await self._respond(request)
-        self._finish_headers(request, response)
+        reply = await self._respond(request)
+        self._finish_headers(request, reply)
         head = {
             "type": "http.response.start",
-            "status": response.status_code,
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.items()],
+            "status": reply.status,
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()],
         }
         await send(head)
-        await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else response.content})
-        _record(request, response, time.perf_counter() - begun)
+        await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else reply.body})
+        _record(request, reply, time.perf_counter() - begun)
 
-    async def _respond(self, request: LeanRequest) -> HttpResponse:
+    async def _respond(self, request: LeanRequest) -> Reply:
         try:
-            match = get_resolver("gateway.urls").resolve(request.path_info)
+            match = _resolve(request.path_info)
         except Resolver404:
             return _error(request, NotFound("There is nothing at this path."))
         request.resolver_match = match
@@ -72,7 +72,7 @@ class LeanHandler:
         if request.method == "OPTIONS":
             return self._preflight(request, match.func)
         try:
-            response: HttpResponse = await match.func(request, *match.args, **match.kwargs)
+            response: HttpResponse | Reply = await match.func(request, *match.args, **match.kwargs)
         except ApiError as exc:
             return _error(request, exc)
         except SuspiciousOperation:  # a query of over a thousand fields, say
@@ -80,38 +80,51 @@ class LeanHandler:
         except Exception:
             logger.exception("a request failed", extra={"request_id": request.request_id})
             return _error(request, ApiError("The gateway failed to answer this request."))
-        return response
+        return response if isinstance(response, Reply) else reply_of(response)
 
-    def _preflight(self, request: LeanRequest, view: Any) -> HttpResponse:
+    def _preflight(self, request: LeanRequest, view: Any) -> Reply:
         """OPTIONS carries no token, so it is answered from the origins of all tenants together."""
         handlers = getattr(view, "view_class", None)
         methods = ", ".join(
             ["POST", "OPTIONS"] if handlers and hasattr(handlers, "post") else ["GET", "HEAD", "OPTIONS"]
         )
-        response = HttpResponse(status=204, headers={"Allow": methods})
-        del response["Content-Type"]  # of nothing
+        headers = {"Allow": methods}
         if request.origin and self._allows(request.origin):
-            _add_headers(response, preflight_headers(request.origin, methods))
-        return response
+            headers |= preflight_headers(request.origin, methods)
+        return Reply(204, b"", headers)
 
     def _allows(self, origin: str) -> bool:
         catalog = self.runtime.catalog
         return catalog is not None and catalog.allows(origin)
 
-    def _finish_headers(self, request: LeanRequest, response: HttpResponse) -> None:
-        response["X-Request-Id"] = request.request_id
+    def _finish_headers(self, request: LeanRequest, reply: Reply) -> None:
+        headers = reply.headers
+        headers["X-Request-Id"] = request.request_id
         theirs = request.META.get("HTTP_X_REQUEST_ID", "")
-        if CLIENT_REQUEST_ID.fullmatch(theirs):
-            response["X-Client-Request-Id"] = theirs
+        if theirs and CLIENT_REQUEST_ID.fullmatch(theirs):
+            headers["X-Client-Request-Id"] = theirs
         if request.unread and request.scope["http_version"].startswith("1"):
             # Otherwise a client sends its next request over a connection that the server is about to close.
-            response["Connection"] = "close"
-        if "Content-Length" not in response and response.status_code != 204:
-            response["Content-Length"] = str(len(response.content))
-        if request.origin and request.method != "OPTIONS" and "Access-Control-Allow-Origin" not in response:
+            headers["Connection"] = "close"
+        if "Content-Length" not in headers and reply.status != 204:
+            headers["Content-Length"] = str(len(reply.body))
+        if request.origin and request.method != "OPTIONS" and "Access-Control-Allow-Origin" not in headers:
             known = request.known
             if known.allows_origin(request.origin) if known else self._allows(request.origin):
-                _add_headers(response, origin_headers(request.origin))
+                headers |= origin_headers(request.origin)
+
+
+_matches: dict[str, ResolverMatch] = {}
+
+
+def _resolve(path: str) -> ResolverMatch:
+    """What Django's resolver finds, remembered for paths without a variable part. Raises Resolver404."""
+    match = _matches.get(path)
+    if match is None:
+        match = get_resolver("gateway.urls").resolve(path)
+        if not match.args and not match.kwargs:
+            _matches[path] = match
+    return match
 
 
 def _calm_collector() -> None:
@@ -124,19 +137,13 @@ def _calm_collector() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-def _add_headers(response: HttpResponse, headers: dict[str, str]) -> None:
-    for name, value in headers.items():
-        response[name] = value
-
-
-def _error(request: LeanRequest, error: ApiError) -> HttpResponse:
+def _error(request: LeanRequest, error: ApiError) -> Reply:
     request.error_type = error.type
-    body = msgspec.json.encode(error.content(request.request_id))
-    return HttpResponse(body, status=error.status, content_type="application/json", headers=error.headers)
+    return json_reply(error.content(request.request_id), error.status, error.headers)
 
 
-def _record(request: LeanRequest, response: HttpResponse, seconds: float) -> None:
-    metrics.request_finished(request.route, response.status_code, request.error_type, seconds)
+def _record(request: LeanRequest, reply: Reply, seconds: float) -> None:
+    metrics.request_finished(request.route, reply.status, request.error_type, seconds)
     if request.route in {"healthz", "readyz", "metrics"}:
         return
     call, known = request.call, request.known
@@ -144,7 +151,7 @@ def _record(request: LeanRequest, response: HttpResponse, seconds: float) -> Non
         request_id=request.request_id,
         route=request.route,
         method=(request.method or "")[:LONGEST_METHOD],
-        status=response.status_code,
+        status=reply.status,
         ms=seconds * 1000,
         type=request.error_type,
         address=request.client_address,
@@ -154,5 +161,5 @@ def _record(request: LeanRequest, response: HttpResponse, seconds: float) -> Non
         model=call.model.name if call else "",
         n=call.asked.n if call else None,
         tokens=call.charged if call else None,
-        client_request_id=response.get("X-Client-Request-Id", ""),
+        client_request_id=reply.headers.get("X-Client-Request-Id", ""),
     )

@@ -3,13 +3,11 @@
 `RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC 9651).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tokens.admission.admission import Standing
-from tokens.admission.principal import ScopedLimit
 
-PERIOD_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "month": 2_592_000}
-PERIOD_ORDER = ("", "second", "minute", "hour", "day", "month", "total")
+PERIOD_ORDER = {name: place for place, name in enumerate(("", "second", "minute", "hour", "day", "month", "total"))}
 METRICS = ("requests", "images", "tokens")
 EXPOSED = ", ".join(
     [
@@ -27,55 +25,33 @@ ALLOWED_REQUEST_HEADERS = "content-type, x-proxy-token, authorization, idempoten
 PREFLIGHT_SECONDS = 600
 
 
-def limit_name(scoped: ScopedLimit) -> str:
-    """The name of a limit in headers, such as ``tenant-images-day``."""
-    limit = scoped.limit
-    return "-".join(filter(None, (scoped.scope, limit.metric, limit.period)))
-
-
-def _policy(scoped: ScopedLimit) -> str:
-    limit = scoped.limit
-    unit = "" if limit.metric == "requests" else f';qu="{limit.metric}"'
-    if limit.metric == "concurrent":
-        unit = ';qu="concurrent-requests"'
-    window = PERIOD_SECONDS.get(limit.period)
-    return f'"{limit_name(scoped)}";q={limit.amount}{unit}' + (f";w={window}" if window else "")
-
-
-def _state(standing: Standing) -> str:
-    reset = f";t={standing.reset}" if standing.reset >= 0 else ""
-    return f'"{limit_name(standing.scoped)}";r={standing.remaining}{reset}'
-
-
-def _tightest(standings: Iterable[Standing], metric: str) -> Standing | None:
-    of_metric = [standing for standing in standings if standing.scoped.limit.metric == metric]
-    if not of_metric:
-        return None
-    return min(
-        of_metric,
-        key=lambda standing: (
-            standing.remaining / standing.scoped.limit.amount,
-            PERIOD_ORDER.index(standing.scoped.limit.period),
-        ),
-    )
-
-
 def rate_limit_headers(standings: Sequence[Standing]) -> dict[str, str]:
-    """Every limit in the structured fields, and for each metric its tightest in `X-RateLimit-*`."""
+    """Every limit in the structured fields, and for each metric its tightest in `X-RateLimit-*`.
+
+    The tightest has the smallest share left; of equals, the one of the shortest period.
+    """
     if not standings:
         return {}
-    headers = {
-        "RateLimit-Policy": ", ".join(_policy(standing.scoped) for standing in standings),
-        "RateLimit": ", ".join(_state(standing) for standing in standings),
-    }
+    policies, states = [], []
+    tightest: dict[str, tuple[float, int, Standing]] = {}
+    for standing in standings:
+        scoped, remaining, reset = standing
+        policies.append(scoped.policy)
+        states.append(f'"{scoped.name}";r={remaining};t={reset}' if reset >= 0 else f'"{scoped.name}";r={remaining}')
+        limit = scoped.limit
+        rank = (remaining / limit.amount, PERIOD_ORDER[limit.period], standing)
+        known = tightest.get(limit.metric)
+        if known is None or rank[:2] < known[:2]:
+            tightest[limit.metric] = rank
+    headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)}
     for metric in METRICS:
-        standing = _tightest(standings, metric)
-        if standing is not None:
+        if metric in tightest:
+            scoped, remaining, reset = tightest[metric][2]
             name = metric.title()
-            headers[f"X-RateLimit-Limit-{name}"] = str(standing.scoped.limit.amount)
-            headers[f"X-RateLimit-Remaining-{name}"] = str(standing.remaining)
-            if standing.reset >= 0:
-                headers[f"X-RateLimit-Reset-{name}"] = str(standing.reset)
+            headers[f"X-RateLimit-Limit-{name}"] = str(scoped.limit.amount)
+            headers[f"X-RateLimit-Remaining-{name}"] = str(remaining)
+            if reset >= 0:
+                headers[f"X-RateLimit-Reset-{name}"] = str(reset)
     return headers
 
 

@@ -4,7 +4,6 @@ import logging
 import time
 
 import msgspec
-from django.conf import settings
 
 from gateway import metrics
 from gateway.authentication import require_allowed
@@ -70,13 +69,13 @@ async def _decide(runtime: Runtime, call: Call) -> Decision:
         call.request_id,
         call.asked.n,
         call.estimate,
-        settings.LEASE_SECONDS,
+        runtime.bounds.lease_seconds,
         call.event,
         call.idempotency_key,
         call.fingerprint,
     )
     try:
-        return await admit(runtime.store, principal, claim, now, runtime.generation, settings.BACKLOG_LIMIT)
+        return await admit(runtime.store, principal, claim, now, runtime.generation, runtime.bounds.backlog_limit)
     except StoreUnavailable as exc:
         if exc.sent:  # it may have been admitted: give back what it may have taken
             call.admitted_at = time.monotonic()
@@ -113,7 +112,7 @@ async def carry_out(runtime: Runtime, call: Call) -> Skeleton:
 async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
     """Step 4."""
     begun, answered = time.monotonic(), False
-    if begun - call.admitted_at > settings.DISPATCH_WITHIN:  # this process was stopped; its lease may be gone
+    if begun - call.admitted_at > runtime.bounds.dispatch_within:  # this process was stopped; its lease may be gone
         return Failed("void", Unavailable("The gateway was held up; nothing was sent."), "not_dispatched")
     try:
         if call.idempotency_key:

@@ -7,20 +7,33 @@ would go on with its figures, and a dead worker's calls in flight would stay in 
 import os
 import re
 import socket
-from functools import lru_cache
 from pathlib import Path
 
 START_TIME_FIELD = 19  # of /proc/<pid>/stat after the name's closing bracket; field 22 in proc(5), clock ticks
 
 
+_identifier = ""  # this process's, once it was asked for
+
+
 def process_identifier() -> str:
-    """``<pid>-<start time>-<host>`` of this process, also right after a fork."""
-    return _identifier(os.getpid())
+    """``<pid>-<start time>-<host>`` of this process, also right after a fork.
+
+    Every figure that is counted asks for it, so it is remembered; asking the kernel for the pid each time would cost
+    more than counting.
+    """
+    global _identifier
+    if not _identifier:
+        pid = os.getpid()
+        _identifier = f"{pid}-{start_time(pid)}-{_host()}"
+    return _identifier
 
 
-@lru_cache(maxsize=4)
-def _identifier(pid: int) -> str:
-    return f"{pid}-{start_time(pid)}-{_host()}"
+def _forget_identifier() -> None:
+    global _identifier
+    _identifier = ""
+
+
+os.register_at_fork(after_in_child=_forget_identifier)
 
 
 def _host() -> str:

@@ -1,6 +1,5 @@
 """Step 7: what a successful call is answered with."""
 
-import dataclasses
 import datetime as dt
 import time
 from typing import Any
@@ -31,17 +30,13 @@ def remaining_after(call: Call, skeleton: Skeleton) -> tuple[Standing, ...]:
     back = {
         "tokens": call.estimate - skeleton.total_tokens,
         "images": call.asked.n - len(skeleton.names) - len(skeleton.urls),
+        "concurrent": 1,
     }
-    return tuple(_given_back(standing, back.get(standing.scoped.limit.metric, 0)) for standing in call.standings)
-
-
-def _given_back(standing: Standing, units: int) -> Standing:
-    limit = standing.scoped.limit
-    if limit.metric == "concurrent":
-        units = 1
-    if limit.is_rate and limit.metric != "tokens":
-        units = 0
-    if not units:
-        return standing
-    most = limit.burst or limit.amount if limit.is_rate else limit.amount
-    return dataclasses.replace(standing, remaining=min(max(standing.remaining + units, 0), most))
+    return tuple(
+        [
+            Standing(scoped, min(max(remaining + units, 0), scoped.most), reset)
+            if (units := back.get(scoped.gives_back))
+            else Standing(scoped, remaining, reset)
+            for scoped, remaining, reset in call.standings
+        ]
+    )

@@ -7,8 +7,6 @@ import asyncio
 import logging
 import time
 
-from django.conf import settings
-
 from gateway import metrics
 from gateway.booking import Booking, NotBooked
 from gateway.spool import Spool
@@ -20,10 +18,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4  # seconds between attempts to reach the 
 
 
 class Recorder:
-    """Records the endings of one process's calls."""
+    """Records the endings of one process's calls; offers each to the store for `retry_seconds` before going on."""
 
-    def __init__(self, store: StoreConnection, spool: Spool) -> None:
-        self.store, self.spool = store, spool
+    def __init__(self, store: StoreConnection, spool: Spool, retry_seconds: float) -> None:
+        self.store, self.spool, self.retry_seconds = store, spool, retry_seconds
         self.booking = Booking()
 
     async def record(self, ending: Ending) -> None:
@@ -40,8 +38,8 @@ class Recorder:
             metrics.counted("settle_booked")
 
     async def _ended_in_store(self, ending: Ending) -> bool:
-        """Offer it for `SETTLE_RETRY_SECONDS`: most outages of a store are the moment of its restart."""
-        until = time.monotonic() + settings.SETTLE_RETRY_SECONDS
+        """Most outages of a store are the moment of its restart."""
+        until = time.monotonic() + self.retry_seconds
         pause = FIRST_PAUSE
         while True:
             try:

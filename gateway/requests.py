@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 
 from gateway.addresses import client_address
 from gateway.calls import Call
+from gateway.deadlines import Deadline
 from gateway.errors import InvalidRequest, TooLarge
 from gateway.inflight import Receive
 from gateway.requestids import make_request_id
@@ -29,11 +29,11 @@ class LeanRequest(ASGIRequest):
         self.receive = receive
         self.begun_at = time.time()
         self.request_id = make_request_id()
-        self.origin = self.META.get("HTTP_ORIGIN", "")
-        self.client_address = client_address(
-            self.META.get("REMOTE_ADDR", ""), self.META.get("HTTP_X_FORWARDED_FOR"), settings.TRUSTED_PROXIES
-        )
         meta = self.META
+        self.origin = meta.get("HTTP_ORIGIN", "")
+        self.client_address = client_address(
+            meta.get("REMOTE_ADDR", ""), meta.get("HTTP_X_FORWARDED_FOR"), runtime.bounds.trusted_proxies
+        )
         self.unread = meta.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in meta  # whether a body waits
         self.error_type = ""
         self.route = "unknown"
@@ -46,16 +46,16 @@ class LeanRequest(ASGIRequest):
 
     async def read_body(self) -> bytes:
         """The whole body. Raises TooLarge over the limit, InvalidRequest when it doesn't arrive whole and in time."""
-        declared = self.META.get("CONTENT_LENGTH", "")
-        if declared.isdigit() and int(declared) > settings.BODY_LIMIT:
-            raise TooLarge(f"The body may have at most {settings.BODY_LIMIT // 1024} KB.")
+        declared, limit = self.META.get("CONTENT_LENGTH", ""), self.runtime.bounds.body_limit
+        if declared.isdigit() and int(declared) > limit:
+            raise TooLarge(f"The body may have at most {limit // 1024} KB.")
         try:
-            async with asyncio.timeout(settings.BODY_TIMEOUT):
-                return await self._read()
+            with Deadline(asyncio.get_running_loop(), self.runtime.bounds.body_timeout):
+                return await self._read(limit)
         except TimeoutError:
             raise InvalidRequest("The body didn't arrive in time.") from None
 
-    async def _read(self) -> bytes:
+    async def _read(self, limit: int) -> bytes:
         chunks, size = [], 0
         while True:
             message = await self.receive()
@@ -64,8 +64,8 @@ class LeanRequest(ASGIRequest):
                 raise InvalidRequest("The body broke off, or can't be read.")
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size > settings.BODY_LIMIT:
-                raise TooLarge(f"The body may have at most {settings.BODY_LIMIT // 1024} KB.")
+            if size > limit:
+                raise TooLarge(f"The body may have at most {limit // 1024} KB.")
             chunks.append(chunk)
             if not message.get("more_body"):
                 self.unread = False

@@ -13,6 +13,7 @@ from django.conf import settings
 
 from config.redis import parse_address
 from gateway.authentication import Authenticator
+from gateway.bounds import read_bounds
 from gateway.breaker import Breaker
 from gateway.catalog import Catalog, UpstreamModel, parse
 from gateway.errors import Unavailable
@@ -35,6 +36,7 @@ class Runtime:
     """The state of one process's event loop. `start` and `close` belong to the server's life cycle."""
 
     def __init__(self) -> None:
+        self.bounds = read_bounds()
         self.store = StoreConnection(parse_address(settings.REDIS_URL), settings.STORE_TIMEOUT, self._on_connect)
         self.authenticator = Authenticator(self.store, settings.TOKEN_PEPPERS)
         self.upstream = Upstream(
@@ -46,7 +48,7 @@ class Runtime:
         self.breaker = Breaker(settings.BREAKER_FAILURES, settings.BREAKER_SECONDS)
         self.images = image_store()
         self.spool = Spool(settings.SPOOL_ROOT)
-        self.recorder = Recorder(self.store, self.spool)
+        self.recorder = Recorder(self.store, self.spool, self.bounds.settle_retry_seconds)
         self.load = StoreLoad()
         self.catalog: Catalog | None = None
         self._exceeded: dict[bytes, int] = {}  # as the store knows them
@@ -106,7 +108,7 @@ class Runtime:
             raise Unavailable("The gateway is stopping.")
         if self.load.problem:
             raise Unavailable("The gateway is busy: too much waits to be recorded.", 10)
-        if len(self.in_flight.calls) >= settings.IN_FLIGHT_LIMIT or self.in_flight.too_many:
+        if len(self.in_flight.calls) >= self.bounds.in_flight_limit or self.in_flight.too_many:
             raise Unavailable("The gateway is busy.")
 
     def trusts_bound(self, model: UpstreamModel, size: str) -> bool:

@@ -1,13 +1,12 @@
 """Step 4: the upstream call to a provider that speaks the OpenAI Images API.
 
-The one module that knows httpx: its request, response and error types over pyreqwest's transport, which costs a
-fraction of httpx's own. Whether a call was dispatched is decided by our own flag, never by an exception's type:
-transports report "the provider read the request, then hung" as a failure to connect.
+The one module that knows httpx, which reads the providers' addresses, and pyreqwest, which sends: httpx's own client
+costs many times as much, and its request and response types alone as much as the sending. Whether a call was
+dispatched is decided by our own flag, never by an exception's type: transports report "the provider read the request,
+then hung" as a failure to connect.
 """
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
@@ -15,10 +14,13 @@ from functools import lru_cache
 import httpx
 import msgspec
 from pyreqwest.client import ClientBuilder
-from pyreqwest.compatibility.httpx import HttpxTransport
+from pyreqwest.exceptions import DecodeError, TransportError
+from pyreqwest.request import StreamRequest
+from pyreqwest.response import ResponseBodyReader
 
 from gateway.answermemory import AnswerMemory, Held
 from gateway.catalog import UpstreamModel
+from gateway.deadlines import Deadline
 from gateway.validation import GenerationRequest
 
 PASSED_HEADERS = ("retry-after", "x-request-id")  # all that is ever read of a provider's headers
@@ -43,37 +45,27 @@ class UpstreamError(Exception):
         self.dispatched = dispatched
 
 
-class _Body(httpx.AsyncByteStream):
-    """The request's body; reading it is the moment from which the outcome may be unknown."""
+class _Body:
+    """The request's body, which the transport takes as a whole, once.
+
+    That it is taken is the moment from which the outcome may be unknown. The transport takes it in a thread of its own,
+    so this is an iterator of the interpreter's own making: it needs no Python code there, and whoever takes the body
+    first has it.
+    """
 
     def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.dispatched = False
+        self.length = len(content)
+        self.stream = iter((content,))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        self.dispatched = True
-        yield self.content
+    def was_taken(self) -> bool:
+        """Whether the transport took it. If not, it never will: asking takes it away."""
+        return next(self.stream, None) is None
 
 
 @lru_cache(maxsize=1024)
-def _endpoint(base_url: str) -> httpx.URL:
-    """Where a provider draws images; parsing it for each call would cost more than all else that httpx does."""
-    return httpx.URL(f"{base_url}/images/generations")
-
-
-def _request(model: UpstreamModel, body: _Body, request_id: str) -> httpx.Request:
-    return httpx.Request(
-        "POST",
-        _endpoint(model.base_url),
-        headers={
-            "Authorization": f"Bearer {model.key}",
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body.content)),
-            "Accept": "application/json",
-            "X-Request-Id": request_id,
-        },
-        stream=body,
-    )
+def _endpoint(base_url: str) -> str:
+    """Where a provider draws images, as httpx reads and writes addresses. Raises httpx.InvalidURL."""
+    return str(httpx.URL(f"{base_url}/images/generations"))
 
 
 class Upstream:
@@ -85,7 +77,7 @@ class Upstream:
     def __init__(self, connect_timeout: float, deadline: float, answer_limit: int, answer_memory: int) -> None:
         self.deadline, self.answer_limit = deadline, answer_limit
         self.memory = AnswerMemory(answer_memory, answer_limit)
-        client = (
+        self._client = (
             ClientBuilder()
             .no_proxy()
             .follow_redirects(False)
@@ -101,11 +93,10 @@ class Upstream:
             .error_for_status(False)
             .build()
         )
-        self._transport = HttpxTransport(client)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._transport.aclose()
+        await self._client.close()
 
     async def generate(self, model: UpstreamModel, asked: GenerationRequest, request_id: str) -> Answer:
         """Ask `model` for images; whoever gets the answer releases what it holds.
@@ -117,44 +108,52 @@ class Upstream:
             fields["response_format"] = model.answer_form
         body = _Body(msgspec.json.encode(fields))
         try:
-            request = _request(model, body, request_id)
+            request = self._request(model, body, request_id)
         except Exception as exc:  # a base URL or key that no request can carry
             raise UpstreamError("upstream_failed", dispatched=False) from exc
         try:
-            async with asyncio.timeout(self.deadline):
+            with Deadline(asyncio.get_running_loop(), self.deadline):
                 return await self._exchange(request)
-        except (TimeoutError, httpx.TimeoutException) as exc:
-            raise UpstreamError("upstream_timeout", body.dispatched) from exc
+        except TimeoutError as exc:  # ours, or the client's
+            raise UpstreamError("upstream_timeout", body.was_taken()) from exc
         except _TooLong as exc:
             raise UpstreamError("upstream_failed", True) from exc
-        except (httpx.HTTPError, httpx.StreamError, OSError, ssl.SSLError) as exc:
-            raise UpstreamError("upstream_failed", body.dispatched) from exc
+        except (TransportError, DecodeError, OSError) as exc:
+            raise UpstreamError("upstream_failed", body.was_taken()) from exc
         except Exception as exc:  # a transport written in another language may raise anything: it may have been sent
             raise UpstreamError("upstream_failed", True) from exc
 
-    async def _exchange(self, request: httpx.Request) -> Answer:
-        response = await self._transport.handle_async_request(request)
-        held = Held(self.memory)
-        try:
-            body = await self._read(response, held)
-        except BaseException:  # above all a deadline, which cancels
-            held.release()
-            raise
-        finally:
-            await response.aclose()
-        headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
-        return Answer(response.status_code, body, headers, held)
+    def _request(self, model: UpstreamModel, body: _Body, request_id: str) -> StreamRequest:
+        headers = [
+            ("Authorization", f"Bearer {model.key}"),
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(body.length)),
+            ("Accept", "application/json"),
+            ("X-Request-Id", request_id),
+        ]
+        return self._client.post(_endpoint(model.base_url)).headers(headers).body_stream(body.stream).build_streamed()
 
-    async def _read(self, response: httpx.Response, held: Held) -> bytes:
+    async def _exchange(self, request: StreamRequest) -> Answer:
+        async with request as response:
+            held = Held(self.memory)
+            try:
+                body = await self._read(response.body_reader, held)
+            except BaseException:  # above all a deadline, which cancels
+                held.release()
+                raise
+            headers = {name: value for name in PASSED_HEADERS if (value := response.get_header(name)) is not None}
+            return Answer(response.status, body, headers, held)
+
+    async def _read(self, reader: ResponseBodyReader, held: Held) -> bytes:
         chunks, size = [], 0
-        async for chunk in response.stream:  # type: ignore[union-attr]
+        while (chunk := await reader.read()) is not None:
             size += len(chunk)
             if size > self.answer_limit:
                 raise _TooLong
             if not held.take(len(chunk)):
                 await held.wait(len(chunk))
-            chunks.append(chunk)
-        return b"".join(chunks)
+            chunks.append(bytes(chunk))
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class _TooLong(Exception):

@@ -3,11 +3,10 @@
 import asyncio
 import hashlib
 import time
-from typing import Any, cast
+from typing import cast
 
 from django.conf import settings
 from rest_framework.request import Request
-from rest_framework.response import Response
 
 from gateway import throttling
 from gateway.asyncviews import AsyncAPIView
@@ -28,6 +27,7 @@ from gateway.headers import rate_limit_headers
 from gateway.judging import UNKNOWN_OUTCOME
 from gateway.lifecycle import admit_call, carry_out
 from gateway.presenting import answer, remaining_after
+from gateway.replies import Reply, json_reply
 from gateway.requests import LeanRequest
 from gateway.runtime import Runtime
 from gateway.validation import GenerationRequest, require_json, validate
@@ -42,7 +42,7 @@ AGENT_CHARACTERS = 200
 class GenerateImage(AsyncAPIView):
     """``POST /wp-json/my-proxy/v1/generate-image``."""
 
-    async def post(self, request: Request) -> Response:
+    async def post(self, request: Request) -> Reply:
         """Authenticate, validate, admit, call, keep, settle, answer."""
         http = cast(LeanRequest, request._request)
         runtime = http.runtime
@@ -109,7 +109,7 @@ class GenerateImage(AsyncAPIView):
         except (StoreUnavailable, StoreError, Unavailable):
             return
 
-    async def _carry(self, request: LeanRequest, call: Call) -> Response:
+    async def _carry(self, request: LeanRequest, call: Call) -> Reply:
         runtime = request.runtime
         try:
             skeleton = await asyncio.shield(runtime.detach(_admitted(runtime, call), request.receive))
@@ -118,14 +118,14 @@ class GenerateImage(AsyncAPIView):
                 exc.headers.update(rate_limit_headers(await _left(runtime, call)))
             raise
         left = await _left(runtime, call) if call.replayed else remaining_after(call, skeleton)
-        headers: dict[str, Any] = rate_limit_headers(left)
+        headers = rate_limit_headers(left)
         if call.replayed:
             headers["Idempotent-Replayed"] = "true"
         if call.asked.ignored:
             headers["X-Ignored-Fields"] = ", ".join(call.asked.ignored)
         if skeleton.error:  # only a replay has one
             raise _with_headers(UpstreamFailed(UNKNOWN_OUTCOME, skeleton.error, may_be_charged=True), headers)
-        return Response(answer(skeleton, runtime.images), headers=headers)
+        return json_reply(answer(skeleton, runtime.images), headers=headers)
 
 
 async def _left(runtime: Runtime, call: Call) -> tuple[Standing, ...]:

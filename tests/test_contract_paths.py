@@ -162,6 +162,8 @@ def test_every_answer_to_an_allowed_origin_can_be_read_errors_too(
     customer = make_customer(origins=[origin])
     customer.limit("images:1/day")
     with elsewhere(gateway) as there:
+        allowed = "access-control-allow-origin"
+        wait_until(lambda: allowed in preflight(gateway, origin), what="a process that knows of the origin")
         answers = [
             there.post(customer.secret, b"{}", Origin=origin),
             there.post(customer.secret, SMALL, Origin=origin, **{"Content-Type": "text/plain"}),

@@ -17,6 +17,7 @@ import pytest
 from gateway import catalog, judging
 from gateway.models import Model, Provider
 from gateway.upstream import Answer
+from tests import processes
 from tests.apidocument import problems
 from tests.brokenanswers import CASES, MARK, Case
 from tests.conftest import SANDBOX_KEY, Customer, Gateway, point_at
@@ -83,11 +84,16 @@ def played(gateway: Gateway, django_db_blocker: Any) -> Iterator[Played]:
                 for case in CASES
             }
             answers = {case: future.result() for case, future in asked.items()}
-        logged = b"".join(path.read_bytes()[before.get(path, 0) :] for path in logs(gateway.folder)).decode()
+
+        def logged() -> str:
+            return b"".join(path.read_bytes()[before.get(path, 0) :] for path in logs(gateway.folder)).decode()
+
+        # A request's line is written after its answer has gone.
+        processes.wait_until(lambda: logged().count('"request"') >= len(CASES), what="each call's line in the log")
         ledger: dict[str, list[UsageRecord]] = {}
         for row in rows(customer):
             ledger.setdefault(str(row.request_id), []).append(row)
-        yield Played(answers, ledger, server.came, logged, in_flight(customer))
+        yield Played(answers, ledger, server.came, logged(), in_flight(customer))
         server.close()
         Model.objects.filter(name=name).delete()
         Provider.objects.filter(name=name).delete()

@@ -187,19 +187,19 @@ def test_what_chance_takes_long_to_find(story: Story) -> None:
 
 
 RATE = "+ cost * limit.unit\n    redis.call('SET'"
-NUMBER = "generation and int(redis.call('INCR', KEYS[4])) or ''"
+NUMBER = "generation and redis.call('INCR', KEYS[4]) or ''"
 # A script, what is right and what is wrong in it, and the story that shows it; None: found by chance.
 MUTANTS: dict[str, tuple[str, str, str, Story | None]] = {
     "too many": ("admit", "cost > remaining", "cost > remaining + 3", fill_a_quota),
-    "rounded": ("admit", "string.format('%.0f', value)", "tostring(value)", None),
+    "rounded": ("admit", "'SET', limit.key, tat,", "'SET', limit.key, tostring(tat),", fill_a_rate),
     "not released": ("finish", "figures[metric + 3] - estimate[metric]", "figures[metric + 3]", None),
     "ended twice": ("finish", "state ~= 'RESERVED' and not late", "false", None),
     "expired early": ("finish", "ARGV[10] == '1' and", "false and", expire_at_once),
     "free rates": ("admit", RATE, RATE.replace("cost", "0"), fill_a_rate),
     "dear rates": ("admit", RATE, RATE.replace("cost", "2 * cost"), fill_a_rate),
     "given back twice": ("finish", "over - (now - tonumber(reservation[8]))", "over * 2", give_back_and_fill),
-    "period over": ("admit", "(ends[key] > 0 and now >= ends[key] * 1000000)", "false", be_out_of_time),
-    "period to come": ("admit", "now < starts[key] * 1000000 or", "", be_out_of_time),
+    "period over": ("admit", "(ends[i] > 0 and now >= ends[i] * 1000000)", "false", be_out_of_time),
+    "period to come": ("admit", "now < starts[i] * 1000000 or", "", be_out_of_time),
     "not confirmed": ("admit", "not meta[1] or not meta[2]", "not meta[2]", fence),
     "generation ignored": ("admit", "meta[1] ~= ARGV[1]", "false", roll_back),
     "stop ignored": ("admit", "if meta[3] then", "if false then", stop_everybody),
@@ -216,7 +216,7 @@ MUTANTS: dict[str, tuple[str, str, str, Story | None]] = {
     "id known": ("admit", "redis.call('EXISTS', KEYS[5]) == 1", "false", change_records),
     "old generation counts": ("finish", "if counted then", "if true then", settle_after_a_rebuild),
     "restart forgets": ("finish", "string.match(reservation[9], '^[^:]*')", "reservation[9]", restart),
-    "number without a name": ("finish", NUMBER, "int(redis.call('INCR', KEYS[4]))", end_what_is_lost),
+    "number without a name": ("finish", NUMBER, "redis.call('INCR', KEYS[4])", end_what_is_lost),
     "void without a number": ("finish", NUMBER, NUMBER.replace("and", "and kind ~= 'void' and", 1), end_in_every_way),
     "lost call without an event": ("finish", "and kind == 'void' and keep == 0", "", end_what_is_lost),
     "mark that holds": ("finish", "if held then", "if state then", end_what_is_lost),

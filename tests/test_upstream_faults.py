@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from pyreqwest.exceptions import ConnectError, ConnectTimeoutError, PoolTimeoutError
 
 from gateway import catalog
 from gateway.models import Model, Provider
-from gateway.upstream import Upstream, UpstreamError
+from gateway.upstream import Upstream, UpstreamError, _Body
 from gateway.validation import GenerationRequest
 from tests import processes, rawservers
 from tests.conftest import Customer, Gateway, point_at
@@ -202,9 +203,17 @@ def test_an_endless_answer_takes_neither_memory_nor_time(
     assert outcome(answer.headers["x-request-id"]).outcome == "unresolved"
 
 
+def test_a_body_that_was_not_taken_can_not_be_taken_afterwards() -> None:
+    withdrawn, sent = _Body(b"a request"), _Body(b"a request")
+    assert not withdrawn.was_taken()
+    assert list(withdrawn.stream) == []
+    assert next(sent.stream) == b"a request"
+    assert sent.was_taken()
+
+
 # The control: the same faults judged by the exception's type, as one would without a flag of one's own.
 
-NAMES_OF_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+NAMES_OF_NEVER_SENT = (ConnectError, ConnectTimeoutError, PoolTimeoutError)
 
 
 async def ask(server: RawServer | str, by_type: bool) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokens.admission import keys, scripts
 from tokens.admission.connection import StoreConnection
@@ -27,8 +27,7 @@ class Claim:
     fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """What is left of one limit: units, and seconds until it is whole again (-1: never)."""
 
     scoped: ScopedLimit
@@ -54,12 +53,13 @@ class Decision:
     answer: bytes = b""
 
 
-def _standings(plan: Plan, flat: Sequence[bytes]) -> tuple[Standing, ...]:
+def _standings(plan: Plan, flat: Sequence[int]) -> tuple[Standing, ...]:
+    figures = iter(flat)
     return tuple(
-        Standing(
-            scoped, int(flat[2 * i]), math.ceil(int(flat[2 * i + 1]) / 1_000_000) if flat[2 * i + 1] != b"-1" else -1
-        )
-        for i, scoped in enumerate(plan.limits)
+        [
+            Standing(scoped, remaining, -1 if reset == -1 else -(-reset // 1_000_000))
+            for scoped, remaining, reset in zip(plan.limits, figures, figures, strict=True)
+        ]
     )
 
 
@@ -93,10 +93,7 @@ def command(principal: Principal, plan: Plan, claim: Claim, generation: str, bac
         plan.held,
         claim.call,
         backlog_limit,
-        plan.uses,
-        len(plan.limits),
-        *plan.periods_arguments,
-        *plan.limits_arguments,
+        plan.packed,
     ]
 
 
@@ -112,7 +109,7 @@ async def admit(
     if status == "EXCEEDS":
         return Decision(status, _standings(plan, reply[2]), plan.limits[reply[1] - 1])
     if status == "REFUSED":
-        wait = int(reply[2])
+        wait = reply[2]
         retry_after = max(1, math.ceil(wait / 1_000_000)) if wait >= 0 else 0
         return Decision(status, _standings(plan, reply[3]), plan.limits[reply[1] - 1], retry_after)
     if status in {"REPLAY", "IN_FLIGHT"}:
@@ -122,14 +119,8 @@ async def admit(
 
 
 def standing_command(plan: Plan) -> list[Any]:
-    """The keys and arguments of the standing script: use counters first, since that is where its numbering begins."""
-    shift = 8  # the admit script's keys before the in-flight ones
-    order = [*plan.keys[3 : 3 + plan.uses], *plan.keys[:3], *plan.keys[3 + plan.uses :]]
-    position = {name: number for number, name in enumerate(order, 1)}
-    limits = list(plan.limits_arguments)
-    for at in range(1, len(limits), 6):
-        limits[at] = position[plan.keys[limits[at] - shift - 1]]
-    return [len(order), *order, plan.uses, len(plan.limits), *plan.periods_arguments, *limits]
+    """The keys and arguments of the standing script, the number of keys first."""
+    return [len(plan.keys), *plan.keys, plan.packed]
 
 
 async def standing(store: StoreConnection, principal: Principal, now: float) -> tuple[Standing, ...]:

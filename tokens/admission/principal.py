@@ -7,7 +7,6 @@ answers STALE when a record has changed since.
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -15,8 +14,8 @@ from tokens.admission import keys
 from tokens.admission.periods import Calendar, OpenPeriods, open_periods
 
 RATE_MICROSECONDS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000}
+PERIOD_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "month": 2_592_000}
 METRIC_NUMBERS = {"requests": 1, "images": 2, "tokens": 3}
-FIXED_KEYS = 11  # of the admit script, before the use counters
 
 
 class LimitRecord(msgspec.Struct, frozen=True):
@@ -37,22 +36,48 @@ class LimitRecord(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ScopedLimit:
-    """A limit with the scope it belongs to: "tenant", "member" or "token"."""
+    """A limit with the scope it belongs to: "tenant", "member" or "token".
+
+    What headers say of it is the same for every answer, so it is made once: its `name`, such as
+    ``tenant-images-day``, and its `policy`, an item of `RateLimit-Policy`. `gives_back` is the metric of which the end
+    of a call gives back what it didn't use, "" when it keeps all; `most` is what can be left at all.
+    """
 
     scope: str
     limit: LimitRecord
+    name: str = field(init=False, compare=False)
+    policy: str = field(init=False, compare=False)
+    gives_back: str = field(init=False, compare=False)
+    most: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        limit = self.limit
+        name = "-".join(filter(None, (self.scope, limit.metric, limit.period)))
+        unit = "concurrent-requests" if limit.metric == "concurrent" else limit.metric
+        units = "" if unit == "requests" else f';qu="{unit}"'
+        window = PERIOD_SECONDS.get(limit.period)
+        gives_back = not limit.is_rate or limit.metric == "tokens"
+        made = {
+            "name": name,
+            "policy": f'"{name}";q={limit.amount}{units}' + (f";w={window}" if window else ""),
+            "gives_back": limit.metric if gives_back else "",
+            "most": limit.burst or limit.amount if limit.is_rate else limit.amount,
+        }
+        for attribute, value in made.items():
+            object.__setattr__(self, attribute, value)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The part of an admission that is the same for every call of a principal within one tenant-local day."""
+    """The part of an admission that is the same for every call of a principal within one tenant-local day.
+
+    `packed` is what the scripts read of it, see limits.lua; `held` what a reservation keeps (JSON).
+    """
 
     periods: OpenPeriods
     until: float  # epoch seconds
     keys: tuple[str, ...]  # in flight, use counters, rates
-    periods_arguments: tuple[int, ...]
-    limits_arguments: tuple[Any, ...]
-    uses: int
+    packed: bytes
     held: bytes
     limits: tuple[ScopedLimit, ...]
 
@@ -122,7 +147,7 @@ def rate_units(period: str, amount: int, burst: int) -> tuple[int, int]:
 
 
 class _PlanBuilder:
-    """Collects a plan's keys and arguments. A key's number is its place among the admit script's KEYS, from 1."""
+    """Collects a plan's keys, and its times and limits as limits.lua reads them. Keys are numbered from 1."""
 
     def __init__(self, principal: Principal) -> None:
         self.shard = principal.shard
@@ -132,15 +157,15 @@ class _PlanBuilder:
             "tenant": f"tenant:{principal.tenant}",
         }
         self.keys = [keys.inflight(self.shard, scope) for scope in self.scopes.values()]
-        self.number = {(scope, "concurrent"): FIXED_KEYS - 2 + place for place, scope in enumerate(self.scopes)}
+        self.number = {(scope, "concurrent"): place for place, scope in enumerate(self.scopes, 1)}
         self.uses: list[str] = []
         self.times: list[int] = []
         self.rates: list[tuple[str, int, int]] = []
-        self.arguments: list[Any] = []
+        self.limits: list[str | int] = []
 
     def _add_key(self, name: str) -> int:
         self.keys.append(name)
-        return FIXED_KEYS - 3 + len(self.keys)
+        return len(self.keys)
 
     def add_use(self, scope: str, period: str, name: str, start: int, end: int) -> None:
         """A use counter of a scope, to be found by limits under (scope, period)."""
@@ -155,12 +180,12 @@ class _PlanBuilder:
         if limit.is_rate:
             unit, tolerance = rate_units(limit.period, limit.amount, limit.burst)
             name = keys.rate(self.shard, self.scopes[scope], limit.metric, limit.period)
-            self.arguments += ("rate", self._add_key(name), metric, limit.amount, unit, tolerance)
+            self.limits += ("rate", self._add_key(name), metric, limit.amount, unit, tolerance)
             self.rates.append((name, metric, unit))
             return
         concurrent = limit.metric == "concurrent"
         number = self.number[scope, "concurrent" if concurrent else _use_mark(limit)]
-        self.arguments += ("concurrent" if concurrent else "quota", number, metric, limit.amount, 0, 0)
+        self.limits += ("concurrent" if concurrent else "quota", number, metric, limit.amount, 0, 0)
 
 
 def _use_mark(limit: LimitRecord) -> str:
@@ -185,9 +210,7 @@ def _make_plan(principal: Principal, now: float) -> Plan:
         periods=periods,
         until=min(periods.day_end, changes_at) if changes_at > now else periods.day_end,
         keys=tuple(builder.keys),
-        periods_arguments=tuple(builder.times),
-        limits_arguments=tuple(builder.arguments),
-        uses=len(builder.uses),
+        packed=msgspec.msgpack.encode([len(builder.uses), *builder.times, *builder.limits]),
         held=msgspec.json.encode(held),
         limits=principal.limits,
     )

@@ -1,17 +1,13 @@
 -- admit: decide one call. Everything is checked before the first write, and all limits are taken or none.
 --
--- KEYS 1 meta, 2 token, 3 member, 4 tenant, 5 reservation, 6 deadlines, 7 usage stream, 8 idempotency,
---      9-11 in flight (token, member, tenant), then the use counters, then one key for each rate limit.
+-- KEYS 1 meta, 2 token, 3 member, 4 tenant, 5 reservation, 6 deadlines, 7 usage stream, 8 idempotency, then the plan's.
 -- ARGV 1 generation, 2 request id, 3 secret id, 4-6 ids of token, member, tenant, 7-9 their versions as the caller
 --      read them, 10 images, 11 tokens (upper bound), 12 lease in microseconds, 13 idempotency fingerprint or '',
---      14 what the reservation holds (JSON), 15 the call (JSON, opaque here), 16 backlog limit, 17 number of use
---      counters, 18 number of limits, then start and end (epoch seconds; end 0: none) of each use counter, then limits.
+--      14 what the reservation holds (JSON), 15 the call (JSON, opaque here), 16 backlog limit, 17 the plan (limits.lua).
 -- Reply {status, ...}: see tokens/admission/admission.py, which names every one.
 
-local USE_AT = 12
-local uses_count, limits_count = tonumber(ARGV[17]), tonumber(ARGV[18])
+local BEFORE = 8 -- keys before the plan's
 local costs = {1, tonumber(ARGV[10]), tonumber(ARGV[11])}
-local lease = tonumber(ARGV[12])
 local now = now_us()
 
 local meta = redis.call('HMGET', KEYS[1], 'generation', 'counted_since', 'stopped')
@@ -63,30 +59,28 @@ if redis.call('EXISTS', KEYS[5]) == 1 then
 end
 
 -- The periods are the caller's arithmetic and the store's clock.
-local uses, starts, ends, fresh = {}, {}, {}, {}
+local uses_count, starts, ends, limits = read_plan(ARGV[17], BEFORE)
+local uses, fresh = {}, {}
 for i = 1, uses_count do
-  local key = USE_AT + i - 1
-  starts[key], ends[key] = tonumber(ARGV[17 + i * 2]), tonumber(ARGV[18 + i * 2])
-  if now < starts[key] * 1000000 or (ends[key] > 0 and now >= ends[key] * 1000000) then
+  if now < starts[i] * 1000000 or (ends[i] > 0 and now >= ends[i] * 1000000) then
     return {'PERIOD'}
   end
-  uses[key] = read_use(KEYS[key])
-  if not uses[key] then
-    if starts[key] < tonumber(meta[2]) then
+  uses[i] = read_use(KEYS[BEFORE + IN_FLIGHT + i])
+  if not uses[i] then
+    if starts[i] < tonumber(meta[2]) then
       return {'NOT_READY', 'counters'}
     end
-    uses[key] = {0, 0, 0, 0, 0, 0}
-    fresh[key] = true
+    uses[i] = {0, 0, 0, 0, 0, 0}
+    fresh[i] = true
   end
 end
 
-local limits = read_limits(19 + uses_count * 2, limits_count)
 local refused, wait, exceeded = 0, -1, 0
 local standing = {}
 for i, limit in ipairs(limits) do
   local cost = costs[limit.metric]
   local most = limit.kind == 'rate' and limit.tolerance / limit.unit or limit.amount
-  local remaining, reset = left(limit, now, uses, ends, 0)
+  local remaining, reset = left(limit, now, uses, ends)
   if cost > most then
     exceeded = exceeded > 0 and exceeded or i
   elseif cost > remaining then
@@ -99,14 +93,14 @@ for i, limit in ipairs(limits) do
       refused, wait = i, free
     end
   end
-  standing[#standing + 1] = int(math.max(remaining, 0))
-  standing[#standing + 1] = int(reset)
+  standing[i * 2 - 1] = math.max(remaining, 0)
+  standing[i * 2] = reset
 end
 if exceeded > 0 then
   return {'EXCEEDS', exceeded, standing}
 end
 if refused > 0 then
-  return {'REFUSED', refused, int(wait), standing}
+  return {'REFUSED', refused, wait, standing}
 end
 if redis.call('XLEN', KEYS[7]) >= tonumber(ARGV[16]) then
   return {'BACKLOG'}
@@ -114,36 +108,36 @@ end
 
 -- Take all.
 for i = 1, uses_count do
-  local key = USE_AT + i - 1
-  local figures = uses[key]
-  redis.call('HSET', KEYS[key],
-    USED[1], int(figures[1]), USED[2], int(figures[2]), USED[3], int(figures[3]),
-    RESERVED[1], int(figures[4] + costs[1]), RESERVED[2], int(figures[5] + costs[2]),
-    RESERVED[3], int(figures[6] + costs[3]))
-  if fresh[key] and ends[key] > 0 then
-    redis.call('EXPIREAT', KEYS[key], int(ends[key] + 604800))
+  local key, figures = KEYS[BEFORE + IN_FLIGHT + i], uses[i]
+  redis.call('HSET', key, RESERVED[1], figures[4] + costs[1], RESERVED[2], figures[5] + costs[2],
+    RESERVED[3], figures[6] + costs[3])
+  if fresh[i] then
+    redis.call('HSET', key, USED[1], 0, USED[2], 0, USED[3], 0)
+    if ends[i] > 0 then
+      redis.call('EXPIREAT', key, math.ceil(ends[i]) + 604800)
+    end
   end
 end
-local lease_end = int(now + lease)
-for i = 9, 11 do
-  redis.call('ZADD', KEYS[i], lease_end, ARGV[2])
+local lease_end = now + tonumber(ARGV[12])
+for i = 1, IN_FLIGHT do
+  redis.call('ZADD', KEYS[BEFORE + i], lease_end, ARGV[2])
 end
 for i, limit in ipairs(limits) do
   local cost = costs[limit.metric]
   if limit.kind == 'rate' then
-    local tat = arrival(KEYS[limit.key], limit, now) + cost * limit.unit
-    redis.call('SET', KEYS[limit.key], int(tat), 'PXAT', int(math.ceil(tat / 1000) + 1000))
-    standing[i * 2 - 1] = int(math.floor((limit.tolerance - (tat - now)) / limit.unit))
-    standing[i * 2] = int(tat - now)
+    local tat = limit.arrival + cost * limit.unit
+    redis.call('SET', limit.key, tat, 'PXAT', math.ceil(tat / 1000) + 1000)
+    standing[i * 2 - 1] = math.floor((limit.tolerance - (tat - now)) / limit.unit)
+    standing[i * 2] = tat - now
   else
-    standing[i * 2 - 1] = int(tonumber(standing[i * 2 - 1]) - cost)
+    standing[i * 2 - 1] = standing[i * 2 - 1] - cost
   end
 end
 redis.call('HSET', KEYS[5], 'state', 'RESERVED', 'generation', ARGV[1], 'images', ARGV[10], 'tokens', ARGV[11],
-  'admitted', int(now), 'lease_end', lease_end, 'held', ARGV[14], 'call', ARGV[15], 'idempotency', remembers and KEYS[8] or '')
+  'admitted', now, 'lease_end', lease_end, 'held', ARGV[14], 'call', ARGV[15], 'idempotency', remembers and KEYS[8] or '')
 redis.call('ZADD', KEYS[6], lease_end, ARGV[2])
 if remembers then
   redis.call('HSET', KEYS[8], 'fingerprint', ARGV[13], 'request_id', ARGV[2], 'state', 'open')
   redis.call('EXPIRE', KEYS[8], 86400)
 end
-return {'ADMITTED', int(now), standing}
+return {'ADMITTED', now, standing}

@@ -43,8 +43,8 @@ local function settle_uses(uses, estimate)
           figures[metric + 3] = figures[metric + 3] - estimate[metric]
         end
       end
-      redis.call('HSET', key, USED[1], int(figures[1]), USED[2], int(figures[2]), USED[3], int(figures[3]),
-        RESERVED[1], int(figures[4]), RESERVED[2], int(figures[5]), RESERVED[3], int(figures[6]))
+      redis.call('HSET', key, USED[1], figures[1], USED[2], figures[2], USED[3], figures[3],
+        RESERVED[1], figures[4], RESERVED[2], figures[5], RESERVED[3], figures[6])
     end
   end
 end
@@ -58,7 +58,7 @@ local function refund_rates(rates, estimate)
     local back = over > 0 and math.max(0, over - (now - tonumber(reservation[8]))) or over
     if back ~= 0 then
       local tat = math.max(now, math.max(now, tonumber(redis.call('GET', rate[1]) or '0')) - back)
-      redis.call('SET', rate[1], int(tat), 'PXAT', int(math.ceil(tat / 1000) + 1000))
+      redis.call('SET', rate[1], tat, 'PXAT', math.ceil(tat / 1000) + 1000)
     end
   end
 end
@@ -94,11 +94,12 @@ if held then -- the mark of a call that an emptied store had lost holds nothing
   end
 end
 
-redis.call('HSET', KEYS[1], 'state', STATES[kind])
 if decided then -- from here on it stands in the counters as one request
-  redis.call('HSET', KEYS[1], 'images', '0', 'tokens', '0', 'decided', '1')
-elseif state and kind ~= 'unresolved' then
-  redis.call('HDEL', KEYS[1], 'held', 'call')
+  redis.call('HSET', KEYS[1], 'state', STATES[kind], 'images', '0', 'tokens', '0', 'decided', '1')
+elseif state and kind ~= 'unresolved' then -- so that the hour it is remembered costs little memory
+  redis.call('HSET', KEYS[1], 'state', STATES[kind], 'held', '', 'call', '')
+else
+  redis.call('HSET', KEYS[1], 'state', STATES[kind])
 end
 redis.call('EXPIRE', KEYS[1], decided and DECIDABLE or TTL[kind])
 
@@ -107,7 +108,7 @@ if not state and kind == 'void' and keep == 0 then
   return {'DONE', ''}
 end
 -- Without a generation the store was emptied: numbers would begin again, so the event carries none.
-local sequence = generation and int(redis.call('INCR', KEYS[4])) or ''
+local sequence = generation and redis.call('INCR', KEYS[4]) or ''
 redis.call('XADD', KEYS[3], '*', 'request_id', ARGV[1], 'kind', kind, 'sequence', sequence,
   'generation', generation or '', 'tenant', ARGV[3], 'call', call or ARGV[8], 'result', ARGV[7])
 return {'DONE', sequence}

@@ -1,17 +1,15 @@
 -- standing: what is left of each limit, changing nothing.
--- KEYS the use counters, then in flight and rate keys. ARGV 1 number of use counters, 2 number of limits,
--- then start and end of each use counter, then limits. Reply: remaining and microseconds to reset, for each limit.
+-- KEYS those of the plan. ARGV 1 the plan (limits.lua). Reply: remaining and microseconds to reset, for each limit.
 
-local count = tonumber(ARGV[1])
-local now, uses, ends = now_us(), {}, {}
-for i = 1, count do
-  uses[i] = read_use(KEYS[i])
-  ends[i] = tonumber(ARGV[2 + i * 2])
+local uses_count, _, ends, limits = read_plan(ARGV[1], 0)
+local now, uses = now_us(), {}
+for i = 1, uses_count do
+  uses[i] = read_use(KEYS[IN_FLIGHT + i])
 end
 local reply = {}
-for _, limit in ipairs(read_limits(3 + count * 2, tonumber(ARGV[2]))) do
-  local remaining, reset = left(limit, now, uses, ends, 0)
-  reply[#reply + 1] = int(math.max(remaining, 0))
-  reply[#reply + 1] = int(reset)
+for _, limit in ipairs(limits) do
+  local remaining, reset = left(limit, now, uses, ends)
+  reply[#reply + 1] = math.max(remaining, 0)
+  reply[#reply + 1] = reset
 end
 return reply
