@@ -136,12 +136,13 @@ class Upstream:
         response = await self._transport.handle_async_request(request)
         held = Held(self.memory)
         try:
-            body = await self._read(response, held)
+            try:
+                body = await self._read(response, held)
+            finally:
+                await response.aclose()
         except BaseException:  # above all a deadline, which cancels
             held.release()
             raise
-        finally:
-            await response.aclose()
         headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
         return Answer(response.status_code, body, headers, held)
 
