@@ -7,6 +7,15 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.serverurls import split_url
 
+# A server that vanishes without a word must not hold a worker until its tasks' time limits. Seconds; the last one ms.
+IMPATIENT = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
 
 def database_settings(url: str) -> dict[str, Any]:
     """Parse ``postgresql://user:password@host:port/name?option=value`` (libpq's URI form).
@@ -17,7 +26,7 @@ def database_settings(url: str) -> dict[str, Any]:
     parts = split_url("DATABASE_URL", url)
     if parts.scheme not in {"postgres", "postgresql"}:
         raise ImproperlyConfigured("DATABASE_URL must start with postgresql://.")
-    options = dict(parse_qsl(parts.query))
+    options = {**IMPATIENT, **dict(parse_qsl(parts.query))}
     host = options.pop("host", None) or (parts.hostname or "")
     return {
         "ENGINE": "django.db.backends.postgresql",

@@ -21,6 +21,7 @@ class Environment:
         self._variables = dict(variables)
         recorded = self._recorded()
         given = {"DATABASE_URL", "DATABASE_URL_FILE"} & variables.keys()
+        self._deployed = bool(given)
         if all(variables[name] == recorded.get(name) for name in given):
             self._variables = {**recorded, **self._variables}
 
@@ -30,7 +31,8 @@ class Environment:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise ImproperlyConfigured(f"{self.data / 'run.json'} can't be read: {type(exc).__name__}.") from exc
+            why = exc.strerror if isinstance(exc, OSError) else "it is not as `make run` writes it"
+            raise ImproperlyConfigured(f"{self.data / 'run.json'} can't be read: {why}.") from exc
         return {str(name): str(value) for name, value in recorded.items()}
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -44,9 +46,12 @@ class Environment:
                 raise ImproperlyConfigured(f"{name}_FILE points at {path}, which can't be read.") from exc
         if value is None or (value == "" and default is None):
             if default is None:
+                missing = f"{name} is not set. Set {name} or {name}_FILE"
+                if self._deployed:
+                    raise ImproperlyConfigured(f"{missing}.")
                 raise ImproperlyConfigured(
-                    f"{name} is not set. Set {name} or {name}_FILE, or start the stack with `make run`"
-                    f" (no running stack was found in {self.data})."
+                    "Put DATA=<folder> in front, the data folder of a running stack: no running stack was found in"
+                    f" {self.data}. Or start one there with `make run`. For a stack of another kind: {missing}."
                 )
             return default
         return value

@@ -18,6 +18,8 @@ from redis.retry import Retry
 
 from config.serverurls import split_url
 
+PAGE_SECONDS = 1  # for what a page only shows: it says so when the store doesn't answer
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -76,13 +78,17 @@ def parse_address(url: str, name: str = "REDIS_URL") -> Address:
 
 
 @cache
-def store() -> "redis.Redis":
-    """The admission store for synchronous code (tasks, commands, admin). Bounded waits, one retry by redis-py."""
+def store(seconds: float = 5) -> "redis.Redis":
+    """The admission store for synchronous code (tasks, commands, admin), which waits `seconds` for an answer.
+
+    A connection that broke is tried once more; a store that doesn't answer isn't asked a second time.
+    """
     client: redis.Redis = redis.Redis.from_url(
         settings.REDIS_URL,
-        socket_timeout=5,
-        socket_connect_timeout=2,
+        socket_timeout=seconds,
+        socket_connect_timeout=min(seconds, 2),
         decode_responses=False,
-        retry=Retry(NoBackoff(), 1),  # the library's own pauses would make each page wait for seconds
+        # The library's own pauses and repeated waits would make each page wait for seconds.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
     return client

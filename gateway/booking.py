@@ -58,7 +58,10 @@ class Booking:
             return
         self._begun = loop.time()
         # A daemon, otherwise a server that hangs would keep this process from ending.
-        threading.Thread(target=self._write, args=(loop, batch), name="ledger", daemon=True).start()
+        try:
+            threading.Thread(target=self._write, args=(loop, batch), name="ledger", daemon=True).start()
+        except RuntimeError as exc:  # this machine starts no more of them
+            loop.call_soon(self._finish, loop, batch, str(exc))
 
     def _write(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
         reason = ""

@@ -21,14 +21,18 @@ class Breaker:
         self.open: dict[str, float] = {}  # until when (monotonic), by the provider's name
 
     def require_closed(self, provider: str) -> None:
-        """Raises Unavailable while the provider counts as down; one call in `seconds` is let through."""
+        """Raises Unavailable while the provider counts as down. It only looks: the call may yet be refused."""
         until = self.open.get(provider)
-        if until is None:
-            return
-        now = time.monotonic()
-        if now < until:
-            raise Unavailable("The remote AI service can't be reached at the moment.", math.ceil(until - now))
-        self.open[provider] = now + self.seconds
+        if until is not None:
+            left = until - time.monotonic()
+            if left > 0:
+                raise Unavailable("The remote AI service can't be reached at the moment.", math.ceil(left))
+
+    def enter(self, provider: str) -> None:
+        """To be called right before a call is sent. Raises as `require_closed`; of those held off, one may pass."""
+        if provider in self.open:
+            self.require_closed(provider)
+            self.open[provider] = time.monotonic() + self.seconds
 
     def failed(self, provider: str) -> None:
         """A call showed that the provider is down."""

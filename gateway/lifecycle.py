@@ -115,8 +115,7 @@ async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
     if begun - call.admitted_at > runtime.bounds.dispatch_within:  # this process was stopped; its lease may be gone
         return Failed("void", Unavailable("The gateway was held up; nothing was sent."), "not_dispatched")
     try:
-        if call.idempotency_key:
-            runtime.breaker.require_closed(call.model.provider)
+        runtime.breaker.enter(call.model.provider)
         answer = await runtime.upstream.generate(call.model, call.asked, call.request_id)
         call.held = answer.held
         call.provider_request_id = answer.headers.get("x-request-id", "")[:PROVIDER_ID_CHARACTERS]

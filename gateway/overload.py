@@ -11,6 +11,7 @@ from django.conf import settings
 
 from tokens.admission import keys
 from tokens.admission.connection import StoreConnection
+from tokens.admission.memory import share_in_use
 
 
 class StoreLoad:
@@ -35,10 +36,5 @@ class StoreLoad:
 
 
 def memory_share(info: bytes) -> float:
-    """How full a store is, 0 to 1, from its answer to INFO memory.
-
-    Without a `maxmemory` of its own it has the machine's. 0 where it tells neither, as some managed services.
-    """
-    facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    most = int(facts.get(b"maxmemory", 0)) or int(facts.get(b"total_system_memory", 0))
-    return int(facts[b"used_memory"]) / most if most else 0.0
+    """How full a store is, 0 to 1, from its answer to INFO memory; 0 where it doesn't tell."""
+    return share_in_use(dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line))

@@ -57,7 +57,6 @@ class Runtime:
         self.draining = False
         self.in_flight = InFlight(settings.DETACHED_LIMIT)
         self._catalog_raw = b""
-        self._run_id = ""
         self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -131,7 +130,7 @@ class Runtime:
         """Read the store's generation; it counts only when it names the server that we are connected to."""
         raw = await self.store.setup_call("HGET", keys.meta(0), "generation")
         generation = raw.decode() if raw else ""
-        if not generation.endswith(f":{self._run_id}"):
+        if not self.store.run_id or not generation.endswith(f":{self.store.run_id}"):
             generation = ""
         if generation != self.generation:
             self.authenticator.forget()
@@ -142,7 +141,7 @@ class Runtime:
         for script in (scripts.admit(), scripts.finish(), scripts.standing()):
             await self.store.setup_call("SCRIPT", "LOAD", script.text)
         info = await self.store.setup_call("INFO", "server")
-        self._run_id = info.partition(b"run_id:")[2].partition(b"\r")[0].decode()
+        self.store.run_id = info.partition(b"run_id:")[2].partition(b"\r")[0].decode()
         await self._refresh()
 
     async def _refresh(self) -> None:

@@ -27,6 +27,7 @@ class Oracle:
 
     def __init__(self) -> None:
         self.image = Image()
+        self.run = 1  # of the server that holds it
         self.ledger: dict[str, Event] = {}
         self.taken: dict[tuple[int, str], list[list[int]]] = {}  # limit id, scope -> [µs, cost, number of the call]
         self.numbers: dict[str, int] = {}
@@ -133,10 +134,10 @@ class Oracle:
             self._move(kept.asked, before, amounts, kept.state == "RESERVED")
             self._answer(kept.asked, answer)
         image.calls[request_id] = Kept(STATES[kind], kept.asked if kept else None, decided=kept is not None and decided)
-        if image.generation:
-            image.sequence += 1
-        sequence = str(image.sequence) if image.generation else ""
-        image.events.append(Event(request_id, kind, sequence, image.generation, amounts, call.uses))
+        confirmed = image.generation.endswith(f":{self.run}")  # otherwise numbers may have been given before
+        image.sequence += confirmed
+        sequence, generation = (str(image.sequence), image.generation) if confirmed else ("", "")
+        image.events.append(Event(request_id, kind, sequence, generation, amounts, call.uses))
         return ["DONE", sequence]
 
     def counts(self, asked: Asked) -> bool:

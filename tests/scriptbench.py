@@ -88,7 +88,7 @@ class Bench:
         return asyncio.run(admit(store, self.principal(token), claim, at, generation, self.backlog))
 
     def end(self, claim: Claim, kind: str, overdue: bool = False, keep: bool = True, **more: Any) -> list[Any]:
-        """finish; `more` are images, tokens, answer and decided."""
+        """finish; `more` are images, tokens, answer, decided and the server's run id."""
         ending = Ending(
             claim.request_id,
             3,
@@ -102,7 +102,7 @@ class Bench:
             more.get("answer", b""),
             more.get("decided", False),
         )
-        arguments = ending_command(ending, overdue)
+        arguments = ending_command(ending, overdue, more.get("run_id", GENERATION.partition(":")[2]))
         return cast("list[Any]", scripts.finish().run(self.client, arguments[1:6], arguments[6:]))
 
     def use(self, name: str) -> list[int]:

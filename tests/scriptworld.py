@@ -207,8 +207,10 @@ class World(RuleBasedStateMachine):
             return
         counts = self.oracle.counts(held.asked)
         answer = answer if held.asked.key else b""
+        self.oracle.run = self.run
         expected = self.oracle.end(held.asked, kind, amounts, answer, overdue, decided, time.time())
-        figures = {"images": amounts[1], "tokens": amounts[2], "answer": answer, "decided": decided}
+        figures: dict[str, Any] = {"images": amounts[1], "tokens": amounts[2], "answer": answer, "decided": decided}
+        figures["run_id"] = str(self.run)
         try:
             reply = self.bench.end(held.claim, kind, overdue, bool(amounts[0]), **figures)
         except redis.ResponseError as exc:

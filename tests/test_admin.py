@@ -214,8 +214,8 @@ def test_pages_work_without_the_store(admin: Client, customer: Customer, monkeyp
     away = redis.Redis(
         unix_socket_path="/nonexistent/valkey.sock", retry=Retry(NoBackoff(), 1)
     )  # as config.redis has it
-    monkeypatch.setattr("tokens.admin.standing.store", lambda: away)
-    monkeypatch.setattr("gateway.metrics.store", lambda: away)
+    monkeypatch.setattr("tokens.admin.standing.store", lambda _: away)
+    monkeypatch.setattr("gateway.admin.dashboard.store", lambda _: away)
     with pytest.raises(StoreUnavailable):
         standing.read_use(customer.tenant)
     for address in (

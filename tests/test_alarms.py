@@ -4,6 +4,7 @@ import datetime as dt
 import re
 import socketserver
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,16 @@ def test_two_processes_open_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Alarm.objects.count() == 1
 
 
+def test_a_check_that_fails_keeps_no_other_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprise() -> dict[str, str]:
+        raise PermissionError("a file that isn't ours")
+
+    checks = {AlarmKind.SPOOL: surprise, KIND: lambda: {"": "Some."}}
+    monkeypatch.setattr(alarmchecks, "CHECKS", checks)
+    alarmchecks.check()
+    assert states() == {"": True}
+
+
 def test_a_burst_is_one_mail_that_tells_all(mailoutbox: Sent, settings: Any) -> None:
     for number in range(alarms.MOST_IN_A_MAIL + 5):
         raise_alarm(KIND, f"tenant-{number}", f"{number} missing.")
@@ -102,7 +113,7 @@ def test_a_burst_is_one_mail_that_tells_all(mailoutbox: Sent, settings: Any) -> 
     (mail,) = mailoutbox
     assert mail.to == settings.ALARM_EMAILS
     assert mail.subject == "[Gem Heaven Gateway] 56 alarms: quarantine, backlog"
-    assert "quarantine tenant-7\n  7 missing.\n  since " in mail.body
+    assert "Quarantine: tenant-7\n  7 missing.\n  What to do: See why" in mail.body
     assert "And 6 more." in mail.body
 
 
@@ -226,6 +237,13 @@ def many_events() -> Callable[[], object]:
     return over
 
 
+def filling_store() -> Callable[[], object]:
+    """Over five sixths of what is allowed, under all of it: nobody is refused yet."""
+    used = int(store().info("memory")["used_memory"])
+    store().config_set("maxmemory", int(used / (0.9 * gateway_settings.MEMORY_LIMIT_SHARE)))
+    return lambda: store().config_set("maxmemory", int(used / (0.6 * gateway_settings.MEMORY_LIMIT_SHARE)))
+
+
 @pytest.mark.parametrize(
     ("kind", "subject", "cause"),
     [
@@ -236,6 +254,7 @@ def many_events() -> Callable[[], object]:
         (AlarmKind.BOUND_EXCEEDED, "demo 512x512", exceeded),
         (AlarmKind.BACKLOG, "", waiting_event),
         (AlarmKind.BACKLOG, "", many_events),
+        (AlarmKind.STORE_FULL, "", filling_store),
     ],
 )
 def test_each_cause_has_its_alarm_until_it_is_gone(
@@ -304,11 +323,48 @@ def test_people_see_them_and_close_what_cannot_come_right(admin: Client, operato
     alarm = Alarm.objects.get(kind="sequence_gap")
     assert "One usage event never came in." in admin.get(page("usage_alarm_change", alarm.pk)).text
     assert "Alarms" in admin.get(page("index")).text
-    admin.post(listed, {"action": "close", "_selected_action": [alarm.pk]})
+    picked = {"action": "close", "_selected_action": [alarm.pk]}
+    asked = admin.post(listed, picked)
+    assert "Mark 1 alarm as dealt with?" in asked.text
+    assert f'name="_selected_action" value="{alarm.pk}"' in asked.text
+    assert "This field is required" in admin.post(listed, picked | {"reason": " "}).text
+    assert Alarm.objects.filter(pk=alarm.pk, closed_at=None).exists()
+    assert "1 alarm closed." in admin.post(listed, picked | {"reason": "seen"}, follow=True).text
     alarm.refresh_from_db()
     assert alarm.closed_at
+    assert f"Dealt with: seen ({operator})" in admin.get(page("usage_alarm_change", alarm.pk)).text
+    assert "No open alarms." in admin.get(f"{listed}?state=open").text
     for refused in ("usage_alarm_delete", "usage_alarm_change"):
         assert admin.post(page(refused, alarm.pk), {"post": "yes"}).status_code == 403
+
+
+def test_an_open_alarm_is_dealt_with_on_its_page(admin: Client, operator: User) -> None:
+    subject = f"acme {uuid.uuid4()} 7-9"
+    raise_alarm(AlarmKind.SEQUENCE_GAP, subject, "Some never came.")
+    alarm = Alarm.objects.get()
+    assert str(alarm) == "Sequence gap: acme 7-9"
+    change, deal = page("usage_alarm_change", alarm.pk), page("usage_alarm_deal_with", alarm.pk)
+    html = admin.get(change).text
+    for shown in ("Open", "Sequence gap: acme 7-9", "usage reconcile --provider", page("usage_usagerecord_changelist")):
+        assert shown in html, shown
+    assert deal in html
+    assert "&#x27;open&#x27;" not in html, "the label's two parts"
+    assert 'id="submit-row"' not in html, "a button that says Close and only leaves"
+    assert "This field is required" in admin.post(deal, {"reason": ""}).text
+    landing = admin.get(page("index")).text
+    assert (landing.count("gw-open-alarms"), "<strong>1</strong><span>open alarm</span>" in landing) == (1, True)
+    assert "Dealt with." in admin.post(deal, {"reason": "a <b>test</b>"}, follow=True).text
+    html = admin.get(change).text
+    assert f"Dealt with: a &lt;b&gt;test&lt;/b&gt; ({operator})" in html
+    assert deal not in html
+    assert "over already" in admin.post(deal, {"reason": "again"}, follow=True).text
+    assert "gw-open-alarms" not in admin.get(page("index")).text
+
+
+def test_every_kind_has_its_advice() -> None:
+    assert alarms.ADVICE.keys() == set(AlarmKind)
+    for advice in alarms.ADVICE.values():
+        assert not advice.page or page(advice.page)
 
 
 def test_every_kind_is_documented() -> None:

@@ -26,6 +26,7 @@ from tests.embedded import Servers, start_servers
 from tests.test_issuing import principal, works
 from tokens import installation, issuing, secrets
 from tokens.admission import keys
+from tokens.management.base import operator
 from tokens.models import Installation, Limit, ProxyToken, Secret, Tenant
 
 
@@ -63,7 +64,7 @@ def test_from_a_tenant_to_a_token(slug: str, email: str) -> None:
     assert secrets.is_plausible(secret) and "\n" not in secret
     assert secret not in errors
     token = ProxyToken.objects.get(tenant__slug=slug)
-    assert f"Token {token.pk}" in errors and token.created_by == "command line"
+    assert f"Token {token.pk}" in errors and token.created_by == operator()
     found = principal(secret)
     assert found is not None and works(secret)
     assert [(scoped.scope, str(scoped.limit.amount)) for scoped in found.limits] == [
@@ -123,7 +124,7 @@ def test_revoke(customer: Customer) -> None:
     run("token", "revoke", str(customer.token.pk), "--reason", "lost laptop")
     assert not works(customer.secret)
     output, _ = run("token", "show", str(customer.token.pk))
-    assert "revoked" in output and "by command line" in output and "lost laptop" in output
+    assert "revoked" in output and f"by {operator()}" in output and "lost laptop" in output
     assert "final" in refusal("token", "rotate", str(customer.token.pk))
 
 

@@ -10,12 +10,15 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+import psycopg
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings as gateway_settings
-from django.db import OperationalError, connection
+from django.db import DataError, OperationalError, ProgrammingError, connection
 from pytest_django import Settings
 
 from config.redis import parse_address, store
+from tests import stack
 from tests.bookkeeping import Customer
 from tokens.admission import keys
 from usage import drain as draining
@@ -115,7 +118,7 @@ def test_an_event_that_kills_ends_in_quarantine_and_the_others_are_booked_once(a
     assert (store().xlen(stream_of(alice)), pending(alice)) == (0, 0)
     kept = QuarantinedEvent.objects.filter(error="PoisonError").order_by("-id")[:2]
     assert {entry.raw["request_id"] for entry in kept} == {fields[b"request_id"].decode() for fields in marked}
-    assert kept[0].message == "Booking it ended 6 processes."
+    assert kept[0].message == "Booking it by itself failed 3 times; it may end processes."
     alice.check_books()
 
 
@@ -125,19 +128,65 @@ def test_control_where_nobody_gives_up_an_event_kills_for_ever(alice: Customer) 
     assert (len(alice.rows()), pending(alice)) == (1, 1)
 
 
-def test_a_database_that_fails_is_not_held_against_an_event(alice: Customer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [OperationalError("deadlock detected"), ProgrammingError("no such column"), SoftTimeLimitExceeded(), SystemExit()],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_database_that_fails_is_not_held_against_an_event(
+    failure: BaseException, alice: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send(alice, alice.fields(), alice.fields())
 
     def fail(events: Any) -> None:
-        raise OperationalError("deadlock detected")
+        raise failure
 
     with monkeypatch.context() as patched:
         patched.setattr(draining, "record", fail)
         for _ in range(10):
-            with pytest.raises(OperationalError):
+            with pytest.raises(type(failure)):
                 drain(claim_after_ms=0)
     assert drain(claim_after_ms=0) == 2
     assert len(alice.rows()) == 2
+
+
+@pytest.mark.parametrize("surprise", [KeyError, DataError])
+def test_an_event_that_the_program_fails_at_is_quarantined_and_the_others_are_booked(
+    surprise: type[Exception], alice: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(alice, alice.fields(), alice.fields(agent="surprises"), *[alice.fields() for _ in range(3)])
+
+    def fail(events: Any) -> None:
+        if any(event.agent == "surprises" for event in events):
+            raise surprise("unheard of")
+        record(events)
+
+    monkeypatch.setattr(draining, "record", fail)
+    for _ in range(4):  # in their midst, then three times by itself
+        with pytest.raises(surprise):
+            drain(claim_after_ms=0)
+    assert len(alice.rows()) == 4
+    assert drain(claim_after_ms=0) == 1
+    assert len(alice.rows()) == 4
+    assert QuarantinedEvent.objects.latest("id").raw["request_id"] not in {str(row.request_id) for row in alice.rows()}
+
+
+def test_a_lock_is_not_waited_for_until_the_drain_is_taken_for_dead(
+    alice: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert draining.LOCK_MS < draining.CLAIM_AFTER_MS
+    monkeypatch.setattr(draining, "LOCK_MS", 50)
+    send(alice, alice.fields())
+    with psycopg.connect(stack.SERVERS.database_url) as other:
+        other.execute("LOCK TABLE usage_record IN SHARE MODE")
+        for _ in range(draining.GIVE_UP_AFTER + 1):
+            with pytest.raises(OperationalError, match="lock timeout"):
+                drain(claim_after_ms=0)
+    assert drain(claim_after_ms=0) == 1
+    assert len(alice.rows()) == 1
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("0",), "others on this connection wait as before"
 
 
 def test_a_newer_version_is_left_to_a_newer_worker(

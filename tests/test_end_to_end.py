@@ -84,6 +84,7 @@ def test_the_report_is_what_the_provider_spent(gateway: Gateway, customer: Custo
         answers = list(pool.map(send, asked))
     ledger = {str(row.request_id): row for row in rows(customer)}
     assert len(ledger) == len(asked)
+    assert sorted(row.sequence or 0 for row in ledger.values()) == list(range(1, len(asked) + 1))
     drawn, spent = gateway.drawn(), {"tokens": 0, "images": 0}
     for (directive, status, kind, n, _), answer in zip(asked, answers, strict=True):
         call = answer.headers["x-request-id"]

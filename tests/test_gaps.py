@@ -3,6 +3,7 @@
 Calls are admitted and ended by the real scripts; what is lost is deleted from the stream by hand.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,9 @@ def test_a_lost_event_has_its_alarm_until_it_comes_in(caller: Caller) -> None:
     check_sequences()
     assert alarms() == [f"{caller.tenant.slug} {name()} 2-4"]
     assert "2 usage events" in Alarm.objects.get().message
-    assert "2, 4 of generation" in Alarm.objects.get().message
+    message = Alarm.objects.get().message
+    assert "numbers 2, 4. Next to what is lost: calls of 2026-" in message
+    assert re.search(r"calls of (\S+ \S+) and (\S+ \S+) UTC", message), "of the events 1 and 5"
     assert through(caller) == 6, "no check looks at these again, but through the alarm"
     check_sequences()
     assert Alarm.objects.count() == 1
@@ -92,7 +95,7 @@ def test_a_lost_event_has_its_alarm_until_it_comes_in(caller: Caller) -> None:
     book()
     check_sequences()
     assert len(alarms()) == 1
-    assert "1 usage event " in Alarm.objects.get().message
+    assert Alarm.objects.get().message == message.replace("2 usage events", "1 usage event").replace("s 2, 4", " 4")
     send(caller, lost[1])
     book()
     check_sequences()
@@ -266,6 +269,32 @@ def test_old_receipts_go_and_the_highest_stays(caller: Caller, monkeypatch: pyte
     assert sorted(left.all()) == [8, 9]
     assert len(alarms()) == 1
     assert guardian._reached(store(), name())
+
+
+def test_receipts_between_an_alarms_numbers_stay_until_it_closes(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gaps, "KEPT", 1)
+    receipts = EventReceipt.objects.filter(tenant=caller.tenant).values_list("sequence", flat=True)
+    calls(caller, 8)
+    lost = lose(caller, 3, 6)
+    book()
+    for _ in range(2):
+        check_sequences()
+        calls(caller, 1)
+        book()
+        assert "2 usage events" in Alarm.objects.get().message, "4 and 5 came in"
+    check_sequences()
+    assert sorted(receipts.all()) == [4, 5, 10]
+    for left, event in ((1, lost[0]), (0, lost[1])):
+        send(caller, event)
+        book()
+        check_sequences()
+        assert len(alarms()) == left
+    calls(caller, 1)
+    book()
+    check_sequences()
+    assert sorted(receipts.all()) == [11]
 
 
 def test_it_is_looked_at_every_minute() -> None:

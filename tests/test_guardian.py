@@ -4,12 +4,13 @@ On a Valkey and a database of these tests' own, in this process; calls are admit
 """
 
 import datetime as dt
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests import stack
 from tests.processes import wait_until
 from tests.scriptcalls import EXACT, NOT_SENT, UNRESOLVED, VOID, Caller, counters, event, generation
 from tokens import issuing
-from tokens.admission import keys
+from tokens.admission import keys, scripts
 from tokens.admission.periods import Calendar, open_periods
 from usage import drain, guardian, ledger
 from usage.models import UsageRecord
@@ -219,6 +220,154 @@ def test_control_without_the_comparison_a_rolled_back_store_over_admits(
     caller.calls(EXACT)
     book()
     assert images_booked(caller) == 8, "of a quota of six"
+
+
+def end_what_was_open(valkey: EmbeddedValkey, copy: Path) -> Caller:
+    """A quota of six images, two of them for calls in flight, which end when the store has forgotten two others."""
+    guardian.confirm()
+    caller = Caller(limits=("images:6/total", "images:6/day"))
+    caller.calls(EXACT)
+    open_calls = [caller.admit(1) for _ in range(2)]
+    book()
+    shutil.copytree(valkey.folder, copy)
+    caller.calls(EXACT)
+    book()
+    restart(valkey, copy)
+    for _, request_id, call in open_calls:
+        assert caller.end(request_id, call, "exact", 1, 200) == b"DONE"
+    return caller
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_calls_that_end_before_the_guardian_looks_do_not_make_a_rolled_back_store_look_whole(
+    drained: bool, valkey: EmbeddedValkey, tmp_path: Path
+) -> None:
+    caller = end_what_was_open(valkey, tmp_path / "copy")
+    if drained:
+        book()
+    assert guardian.confirm() == "fenced"
+    until_rebuilt()
+    assert caller.admit()[0] == "REFUSED"
+    assert images_booked(caller) == 6
+
+
+def test_control_numbers_of_a_store_that_nobody_vouched_for_deceive_the_guardian(
+    valkey: EmbeddedValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = scripts.finish().text
+    wrong = right.replace("local sequence = confirmed and", "local sequence = generation and")
+    assert wrong != right
+    script = scripts.Script("finish", wrong, hashlib.sha1(wrong.encode(), usedforsecurity=False).hexdigest())
+    monkeypatch.setattr(scripts, "finish", lambda: script)
+    caller = end_what_was_open(valkey, tmp_path / "copy")
+    assert guardian.confirm() == "confirmed"
+    caller.calls(EXACT)
+    book()
+    assert images_booked(caller) == 8, "of a quota of six"
+
+
+# What happens while the store is rebuilt
+
+
+def fenced(limits: tuple[str, ...] = ()) -> Caller:
+    """A caller of a store that is fenced."""
+    guardian.confirm()
+    caller = Caller(limits=limits)
+    for shard in range(16):
+        store().hdel(keys.meta(shard), "generation")
+    return caller
+
+
+def today(caller: Caller) -> str:
+    return open_periods(Calendar(caller.timezone), time.time()).day
+
+
+def come_in(how: str, caller: Caller) -> None:
+    """Usage of two images: by an event that another worker books at once, or straight into the ledger."""
+    if how == "drained":
+        call = caller.call_fields(caller.principal(), 2)
+        assert caller.end(make_request_id(), call, "exact", 2, 700) == b"DONE"
+        book()
+    else:
+        ledger.record([event(caller, dt.date.fromisoformat(today(caller)), 700)])
+
+
+def while_loading(how: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let it come in once, when the tenant's counters are loaded; how often they were, by tenant."""
+    load, loaded = guardian._load_rates, list[int]()
+
+    def load_and_more(client: redis.Redis, tenant: Any) -> None:
+        load(client, tenant)
+        loaded.append(tenant.pk)
+        if loaded.count(caller.tenant.pk) == 1 and tenant == caller.tenant:
+            come_in(how, caller)
+
+    monkeypatch.setattr(guardian, "_load_rates", load_and_more)
+    return loaded
+
+
+@pytest.mark.parametrize("how", ["drained", "written"])
+def test_usage_that_comes_in_while_counters_are_loaded_is_counted(
+    how: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = fenced()
+    loaded = while_loading(how, caller, monkeypatch)
+    assert guardian.confirm(wait=False) == "rebuilt"
+    assert caller.use("tenant", f"day:{today(caller)}") == (1, 2, 700)
+    assert loaded.count(caller.tenant.pk) == 2
+
+
+def test_control_who_looks_only_at_what_waits_misses_it(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = fenced()
+    while_loading("drained", caller, monkeypatch)
+    books = guardian._books
+    monkeypatch.setattr(guardian, "_books", lambda client: books(client)._replace(last=[], row=0, number=0))
+    assert guardian.confirm(wait=False) == "rebuilt"
+    assert caller.use("tenant", f"day:{today(caller)}") == (0, 0, 0)
+
+
+def leave_to_a_newer_worker(caller: Caller) -> None:
+    entry: dict[Any, Any] = {"request_id": make_request_id(), "kind": "exact", "call": b'{"v": 2}', "result": b"{}"}
+    store().xadd(keys.usage(caller.shard), entry)
+
+
+@pytest.mark.parametrize("before", [lambda: None, drain.drain], ids=["unread", "left"])
+def test_an_event_of_a_newer_version_does_not_keep_the_store_closed(
+    before: Callable[[], object], valkey: EmbeddedValkey
+) -> None:
+    caller = fenced()
+    leave_to_a_newer_worker(caller)
+    before()
+    assert guardian.confirm(wait=False) == "rebuilt"
+    assert store().xlen(keys.usage(caller.shard)) == 1
+    assert caller.admit()[0] == "ADMITTED"
+
+
+def test_an_event_that_can_be_booked_keeps_it_closed_beside_one_that_cannot(valkey: EmbeddedValkey) -> None:
+    caller = fenced()
+    leave_to_a_newer_worker(caller)
+    drain.drain()
+    come_in_later = caller.call_fields(caller.principal(), 2)
+    books = guardian._books(store())
+    assert not books.waits
+    caller.end(make_request_id(), come_in_later, "exact", 2, 700)
+    assert guardian._books(store()).waits
+    assert not guardian._open(store(), f"name:{store().info('server')['run_id']}", books)
+
+
+def test_a_store_that_is_started_again_while_it_is_rebuilt_is_not_opened(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = fenced()
+    with monkeypatch.context() as patched:
+        patched.setattr(guardian, "_note_name", lambda name: restart(valkey))
+        with pytest.raises(redis.ConnectionError, match="started again"):
+            guardian.confirm(wait=False)
+    assert generation() == ""
+    assert guardian.confirm(wait=False) == "rebuilt"
+    assert caller.admit()[0] == "ADMITTED"
 
 
 def test_calls_that_were_open_when_the_store_lost_its_generation_hold_what_they_may_have_cost(

@@ -84,7 +84,7 @@ MODELS = {
     "tokens_membership": model("suspend", "activate", nobody=("delete",), issue=REDIRECT),
     "tokens_proxytoken": model("rotate", "end_grace", "revoke", nobody=("delete",)),
     "tokens_user": model(nobody=("delete",)),
-    "usage_alarm": model(nobody=READ_ONLY),
+    "usage_alarm": model("deal_with", nobody=READ_ONLY),
     "usage_dailyusage": model(nobody=READ_ONLY) | viewed_by("accountant", "csv"),
     "usage_usagerecord": model("csv", nobody=READ_ONLY),
     "usage_price": model() | viewed_by("clerk"),

@@ -153,6 +153,7 @@ def test_manage_py_finds_the_running_stack(shared: Stack, tmp_path: Path) -> Non
     lost = manage(tmp_path, "token", "list")
     assert lost.returncode == 1
     assert lost.stderr.count("\n") == 1
+    assert lost.stderr.startswith("manage.py: Put DATA=<folder> in front")
     assert f"no running stack was found in {tmp_path}" in lost.stderr
 
 

@@ -1,6 +1,7 @@
 """Quarantined events: kept as they came, booked once the cause is mended, set aside, and open again when they recur."""
 
 import io
+import json
 import uuid
 from typing import Any
 
@@ -19,8 +20,10 @@ from usage import events
 from usage.events import BadEventError, parse
 from usage.ledger import record
 from usage.models import EventReceipt, QuarantinedEvent
-from usage.quarantine import quarantine_entry, quarantine_event, stream_entry
+from usage.quarantine import quarantine_entry, quarantine_event, stream_entry, whose
 from usage.retrying import read, retry, set_aside
+
+CALL = uuid.UUID("01a202d2-8c62-73a9-99b3-b0e52c5db036")
 
 
 @pytest.fixture
@@ -161,6 +164,21 @@ def test_a_number_that_came_twice_is_booked_already(alice: Books) -> None:
     alice.check_books()
 
 
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        ({}, (None, None)),
+        ({"request_id": {"base64": "AA=="}, "call": {"base64": "AA=="}}, (None, None)),
+        ({"request_id": "nonsense", "call": "nonsense"}, (None, None)),
+        ({"request_id": "01a202d2-8c62-73a9-99b3-b0e52c5db036", "call": '{"tenant": "x"}'}, (None, CALL)),
+        ({"request_id": "nonsense", "call": '{"tenant": 7, "v": 9}'}, (7, None)),
+        ({"request_id": "01a202d2-8c62-73a9-99b3-b0e52c5db036", "tenant": 7, "charged": 5}, (7, CALL)),
+    ],
+)
+def test_whose_event_it_is_is_told_where_it_can_be_read(raw: dict[str, Any], found: object) -> None:
+    assert whose(raw) == found
+
+
 def run(*words: str) -> tuple[str, str]:
     out, errors = io.StringIO(), io.StringIO()
     call_command("usage", "quarantine", *words, stdout=out, stderr=errors)
@@ -171,6 +189,13 @@ def test_the_command_lists_tries_again_and_sets_aside(alice: Books, monkeypatch:
     first, second = unreadable(alice), unreadable(alice)
     ids = [str(first.pk), str(second.pk)]
     assert {line.split("\t")[0] for line in run("list")[0].splitlines()} >= set(ids)
+    (line,) = (line for line in run("list")[0].splitlines() if line.startswith(f"{first.pk}\t"))
+    request = first.raw["request_id"]
+    assert line.split("\t")[2:5] == [alice.tenant.slug, request, "BadEventError"]
+    shown = json.loads(run("show", ids[0])[0])
+    assert (shown["tenant"], shown["request_id"], shown["event"]) == (alice.tenant.slug, request, first.raw)
+    with pytest.raises(CommandError, match="There is no such event"):
+        run("show", "999999999")
     with pytest.raises(CommandError, match="0 booked, 3 not"):
         run("retry", *ids, "999999999")
     monkeypatch.setitem(events.KINDS, b"exactly", "exact")
@@ -193,7 +218,9 @@ def test_events_are_dealt_with_in_the_admin(
     assert "can&#x27;t be booked now either" in admin.post(again, follow=True).text
     monkeypatch.setitem(events.KINDS, b"exactly", "exact")
     assert "it is in the books now" in admin.post(again, follow=True).text
-    assert f"Booked by {operator}" in admin.get(change).text
+    html = admin.get(change).text
+    assert [str(operator) in html, again in html] == [True, False], "who did it; and nothing is left to do"
+    assert "dealt with already: booked" in admin.get(again, follow=True).text
     assert "dealt with already" in admin.post(again, follow=True).text
     aside = page("usage_quarantinedevent_set_aside", second.pk)
     assert "This field is required" in admin.post(aside, {"reason": ""}).text
@@ -204,6 +231,25 @@ def test_events_are_dealt_with_in_the_admin(
     assert len(alice.rows()) == 2
     open_ones = {row.pk for row in admin.get(f"{listed}?open=1").context["cl"].result_list}
     assert not open_ones & {first.pk, second.pk, third.pk}
+
+
+def test_selected_events_are_set_aside_with_a_reason(admin: Client, operator: User, alice: Books) -> None:
+    entries = [unreadable(alice) for _ in range(3)]
+    set_aside(entries[2], "before", "tests")
+    listed = page("usage_quarantinedevent_changelist")
+    html = admin.get(listed).text
+    for shown in (alice.tenant.slug, str(whose(entries[0].raw)[1]), "Can&#x27;t be read", f"{entries[0].at:%H:%M:%S}"):
+        assert shown in html, shown
+    states = [row.resolved_at is None for row in admin.get(listed).context["cl"].result_list]
+    assert states == sorted(states, reverse=True), "open ones first"
+    picked = {"action": "set_aside_selected", "_selected_action": [entry.pk for entry in entries]}
+    assert "Set 2 events aside?" in admin.post(listed, picked).text
+    assert "This field is required" in admin.post(listed, picked | {"reason": ""}).text
+    assert "2 set aside." in admin.post(listed, picked | {"reason": "a test"}, follow=True).text
+    for entry in entries[:2]:
+        entry.refresh_from_db()
+        assert (entry.resolution, entry.resolved_by) == ("set aside: a test", operator)
+    assert "dealt with already" in admin.post(listed, picked, follow=True).text
 
 
 def test_strangers_and_those_who_only_look_deal_with_nothing(alice: Books) -> None:

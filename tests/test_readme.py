@@ -158,9 +158,9 @@ def test_every_path_is_documented_and_every_documented_path_is_there() -> None:
 def command_lines(page: str) -> Iterator[list[str]]:
     """The ``manage.py`` lines of our commands in a page's blocks, in words."""
     for block in re.findall(r"```\w*\n(.*?)```", page, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in block.replace("\\\n", " ").replace(" | ", "\n").splitlines():
             match = re.match(r"manage\.py (.*)", line)
-            words = shlex.split(re.sub(r"\s<.*", "", match[1]), comments=True) if match else []
+            words = shlex.split(re.sub(r"\s[<>].*", "", match[1]), comments=True) if match else []
             if words and get_commands().get(words[0]) in OURS:
                 yield words
 

@@ -3,14 +3,19 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.core.management import CommandError, call_command
+from django.utils.timezone import now
 
 from config.redis import store
 from tests.bookkeeping import Customer as Books
@@ -20,7 +25,7 @@ from tests.processes import wait_until
 from tests.scriptcalls import EXACT, NOT_SENT, UNRESOLVED, VOID, Caller
 from tokens.admission import keys
 from usage import counters, drain, reconciliation
-from usage.alarms import AlarmKind
+from usage.alarms import AlarmKind, raise_alarm
 from usage.ledger import record
 from usage.models import Alarm, UnsettledCall
 from usage.reconciliation import Compared, Verdict, compare_counters, repair
@@ -84,7 +89,8 @@ def test_a_counter_that_differs_is_told_and_repaired_when_asked(caller: Caller) 
     }
     reserved = store().hget(name, "reserved_images")
     out, _, failed = usage("--counters", "--tenant", caller.tenant.slug)
-    assert "day:" in out
+    use = int(store().hget(name, "tokens") or 0)
+    assert f"tokens (store {use}, ledger {use - 70})" in out
     assert failed == "The counters of 1 tenant differ from the ledger."
     assert compared(caller).verdict is Verdict.DIFFERS, "telling repairs nothing"
     _, errors, failed = usage("--counters", "--tenant", caller.tenant.slug, "--repair")
@@ -159,17 +165,41 @@ def test_the_alarm_opens_and_closes(caller: Caller, monkeypatch: pytest.MonkeyPa
     opened = Alarm.objects.filter(kind=AlarmKind.COUNTERS_DIFFER, subject=caller.tenant.slug, closed_at=None)
     store().hincrby(counter(caller), "tokens", 5)
     reconciliation.check_counters()
-    assert "not" in opened.get().message
+    assert "tokens (store " in opened.get().message
     store().hincrby(counter(caller), "tokens", -5)
     reconciliation.check_counters()
     assert not opened.exists()
 
+
+def test_what_was_looked_at_is_told_even_if_the_time_ends(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Caller()
+    opened = Alarm.objects.filter(kind=AlarmKind.COUNTERS_DIFFER, closed_at=None)
+    for tenant in (caller.tenant, other.tenant):
+        raise_alarm(AlarmKind.COUNTERS_DIFFER, tenant.slug, "They differ.")
+
+    def late() -> Iterator[Compared]:
+        yield from compare_counters([caller.tenant])
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(reconciliation, "compare_counters", late)
+    with pytest.raises(SoftTimeLimitExceeded):
+        reconciliation.check_counters()
+    assert not opened.filter(subject=caller.tenant.slug).exists()
+    assert opened.filter(subject=other.tenant.slug).update(closed_at=now()) == 1
+
+
+MANAGE = Path(__file__).resolve().parent.parent / "manage.py"
+
+NOT_REPORTED = "tokens not reported, charged at the bound"
 
 # What a provider may say of a call that the ledger has as the first column: tokens, images; what is found.
 ACCOUNTS: list[tuple[str, list[tuple[int | None, int | None]], str]] = [
     ("exact", [(4182, 2)], "equal"),
     ("exact", [(4182, None)], "equal"),
     ("exact", [(None, 2)], "equal"),
+    ("missing", [(None, 2)], NOT_REPORTED),
+    ("missing", [(4850, 2)], "equal"),
+    ("unresolved", [(None, 2)], "drawn, unresolved"),
     ("exact", [(4183, 2)], "differs"),
     ("exact", [(4182, 3)], "differs"),
     ("exact", [], "not drawn"),
@@ -189,10 +219,17 @@ def accounts() -> tuple[Books, list[uuid.UUID]]:
     books = Books()
     ids = [
         uuid.UUID(int=(1_600_000_000_000 + books.tenant.pk * 1000 + at << 80) + (7 << 76) + (2 << 62))
-        for at in range(13)
+        for at in range(len(ACCOUNTS))
     ]
+    missing = {"reported": None, "charged": 4850, "provenance": "missing"}
     record(
-        [books.event(kind, of=of, provider=books.model) for (kind, *_), of in zip(ACCOUNTS, ids, strict=True) if kind]
+        [
+            books.event("exact", of=of, provider=books.model, **missing)
+            if kind == "missing"
+            else books.event(kind, of=of, provider=books.model)
+            for (kind, *_), of in zip(ACCOUNTS, ids, strict=True)
+            if kind
+        ]
     )
     return books, ids
 
@@ -229,10 +266,14 @@ def test_every_way_to_differ_is_found(
     assert failed == f"The accounts differ on {len(wrong)} calls."
     listed = json.loads(usage("--provider", path, "--format", "json")[0])
     assert len(listed["calls"]) == len(wrong)
-    assert listed["totals"]["equal"]["calls"] == 4
+    assert listed["totals"]["equal"]["calls"] == 5
+    assert listed["totals"][NOT_REPORTED] == {"calls": 1, "drawn_tokens": 0, "charged_tokens": 4850}
     table = usage("--provider", path)[0]
-    assert "manage.py usage resolve" in table
-    assert table.splitlines()[-1].split() == ["total", "12", "37,457", "43,156"]
+    assert f"manage.py usage reconcile --provider {path} --format resolve | manage.py usage resolve --list -" in table
+    assert "no command can book it" in table
+    assert "{again}" not in table
+    (total,) = (line for line in table.splitlines() if line.startswith("total"))
+    assert total.split() == ["total", "15", "42,307", "57,706"]
 
 
 def test_control_equal_accounts_end_well(accounts: tuple[Books, list[uuid.UUID]], tmp_path: Path) -> None:
@@ -288,7 +329,50 @@ def test_what_the_sandbox_drew_is_what_the_ledger_says(gateway: Gateway, custome
     unresolved = {of for of in drawn if kinds[of] == "unresolved"}
     assert ids[3] in unresolved
     assert {call["request_id"] for call in found["calls"] if call["finding"] == "drawn, unresolved"} == unresolved
-    equal = [drawn[of]["usage"]["total_tokens"] or 0 for of in drawn if kinds[of] == "exact"]
+    equal = [drawn[of]["usage"]["total_tokens"] for of in drawn if kinds[of] == "exact" and of != ids[4]]
     sums = found["totals"]["equal"]
     assert (sums["calls"], sums["drawn_tokens"]) == (len(equal), sum(equal))
+    assert [call["request_id"] for call in found["calls"] if call["finding"] == NOT_REPORTED] == [ids[4]]
     assert not {"differs", "not in ledger", "not drawn", "drawn, void in ledger"} & found["totals"].keys()
+
+
+def test_months_end_what_was_drawn_is_listed_and_resolved(
+    accounts: tuple[Books, list[uuid.UUID]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books, ids = accounts
+    (call,) = (
+        of for row, of in zip(ACCOUNTS, ids, strict=True) if row == ("unresolved", [(4000, 2)], "drawn, unresolved")
+    )
+    path = tmp_path / "account"
+    path.write_text(as_json(ids))
+    listed, remarks, failed = usage("--provider", path, "--format", "resolve")
+    assert (listed, failed) == (f"{call},4000,2\n", "")
+    assert "doesn't say for how many tokens" in remarks
+    assert "1 call to resolve. 8 more differ otherwise" in remarks
+    monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
+    call_command("usage", "resolve", "--list", "-", "--reason", "account", stdout=io.StringIO(), stderr=io.StringIO())
+    assert books.rows(call)[-1].provenance == "decided"
+    assert usage("--provider", path, "--format", "resolve")[0] == ""
+    found = {call["request_id"] for call in json.loads(usage("--provider", path, "--format", "json")[0])["calls"]}
+    assert str(call) not in found, "it is equal now"
+    books.check_books()
+
+
+def test_the_pipe_of_the_manual_resolves_and_one_that_is_closed_is_no_error(
+    accounts: tuple[Books, list[uuid.UUID]], tmp_path: Path
+) -> None:
+    books, ids = accounts
+    path = tmp_path / "account of november"
+    path.write_text(as_csv(ids))
+    advice = usage("--provider", path)[0].partition("\ndrawn, unresolved:\n")[2].splitlines()[0]
+    pipe = advice.partition(": ")[2].replace("manage.py", f"{sys.executable} {MANAGE}").replace("TEXT", "account")
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", pipe], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.count("resolved")) == (0, 1), done.stderr
+    assert sum(row.outcome == "exact" and row.kind == "correction" for row in books.rows()) == 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(MANAGE), "usage", "reconcile", "--provider", str(path), "--format", "csv"]
+    cut = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert cut.returncode == 141
+    assert "Traceback" not in cut.stderr and "Broken pipe" not in cut.stderr

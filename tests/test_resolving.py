@@ -25,6 +25,7 @@ from tests.bookkeeping import Customer as Books
 from tests.bookkeeping import request_id
 from tests.conftest import Customer, Gateway
 from tests.ledgerwatch import check_books, outcome, rows
+from tests.ownvalkey import own_valkey
 from tests.processes import wait_until
 from tests.scriptcalls import ESTIMATE as BOUND
 from tests.scriptcalls import EXACT, UNRESOLVED, Caller
@@ -33,6 +34,7 @@ from tokens.admission import keys, scripts
 from tokens.admission.scripts import Script
 from tokens.admission.settlement import Ending
 from tokens.errors import Refused
+from tokens.management.base import operator as whoami
 from tokens.models import User
 from usage import ledger, resolving, unsettled
 from usage.admin import unresolvedpages
@@ -102,6 +104,7 @@ def test_books_and_store_say_what_was_decided(
     book(caller)  # the store's own event says nothing new
     first, correction = UsageRecord.objects.filter(request_id=call).order_by("number")
     assert correction.reason == f"resolved by {operator}: the provider's account"
+    assert correction.provenance == "decided"
     assert not UnsettledCall.objects.filter(pk=call).exists()
     (entry,) = LogEntry.objects.filter(user=operator, object_id=str(first.pk))
     assert "the provider's" in entry.change_message
@@ -223,6 +226,20 @@ def test_with_the_store_down_the_books_are_right_and_the_store_learns_it_later(m
     assert not UnsettledCall.objects.filter(pk=call).exists()
 
 
+def test_a_store_that_hangs_is_asked_once(alice: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "BATCH", 2)
+    monkeypatch.setattr(resolving, "STORE_SECONDS", 0.3)
+    events = [alice.event("unresolved") for _ in range(5)]
+    record(events)
+    with own_valkey(monkeypatch) as valkey, valkey.frozen():
+        begun = time.monotonic()
+        result = resolve_matching(matching(alice.tenant), NOTHING, "month's end", "tests")
+        took = time.monotonic() - begun
+    assert (len(result.resolved), result.waiting) == (5, 5)
+    assert took < 4, "three batches, and one wait of 0.3 s; the store's usual client waits for 5 s"
+    alice.check_books()
+
+
 def test_many_are_resolved_by_filter_and_no_others(alice: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolving, "BATCH", 2)
     bob = Books()
@@ -264,6 +281,7 @@ def test_the_command_lists_and_resolves(alice: Books, tmp_path: Path) -> None:
     assert run("resolve", "--list", str(tmp_path / "list.csv"), "--reason", "account")[0].count("resolved") == 2
     assert run("resolve", ids[2], "--tokens", "4000", "--images", "1", "--reason", "account")[0].startswith(ids[2])
     run("resolve", ids[3], "--estimate", "--reason", "account")
+    assert alice.rows(uuid.UUID(ids[3]))[-1].reason == f"resolved by {whoami()}: account"
     out, _ = run("resolve", "--tenant", alice.tenant.slug, "--from", "2026-11-22", "--nothing", "--reason", "the rest")
     assert out == f"{ids[4]}\tresolved\n"
     found = [standing(uuid.UUID(call)) for call in ids]
@@ -283,7 +301,8 @@ def test_the_command_lists_and_resolves(alice: Books, tmp_path: Path) -> None:
         (("--tenant", "nobody-here", "--nothing"), "There is no tenant"),
         (("--from", "2026-11-02", "--to", "2026-11-02", "--nothing"), "--to must be a later day"),
         (("nonsense", "--nothing"), "not a request id"),
-        (("--list", "/tmp/there-is-no-such-file"), "can't be read"),
+        (("--list", "/tmp/there-is-no-such-file"), r"can't be read: No such file or directory\.$"),
+        (("--list", "/proc/self/exe"), "is not UTF-8 text"),
     ],
 )
 def test_the_command_says_what_is_wrong(words: tuple[str, ...], sentence: str) -> None:
@@ -327,13 +346,21 @@ def test_calls_are_found_and_resolved_one_by_one(admin: Client, operator: User, 
         ({"outcome": "actual", "reason": "x"}, "Say how many tokens"),
         ({"outcome": "nothing", "tokens": 5, "reason": "x"}, "choose what it really cost"),
         ({"outcome": "nothing", "reason": " "}, "This field is required"),
+        ({"outcome": "actual", "tokens": 4000, "images": 5, "reason": "kept"}, "Only 2 were asked for."),
+        ({"outcome": "actual", "tokens": 48_501, "reason": "kept"}, "At most 48,500"),
     ):
-        assert sentence in admin.post(change, fields).text
+        again = admin.post(change, fields)
+        assert sentence in again.text
+        kept = [f'value="{fields[name]}"' for name in ("tokens", "images") if name in fields]
+        assert [value in again.text for value in kept] == [True] * len(kept)
     answer = admin.post(change, {"outcome": "actual", "tokens": 4000, "images": 1, "reason": "x"}, follow=True)
     assert "Resolved 1 call." in answer.text
     assert standing(events[0].request_id) == ("exact", 1, 4000)
     again = admin.post(change, {"outcome": "nothing", "reason": "x"}, follow=True)
     assert "This call is resolved." in again.text
+    rows_of_call = f"{page('usage_usagerecord_changelist')}?q={events[0].request_id}"
+    assert [rows_of_call in html for html in (answer.text, again.text)] == [True, True]
+    assert "recorded 2026-" in admin.get(rows_of_call).text
     assert f"resolved by {operator}" in alice.rows(events[0].request_id)[-1].reason
     alice.check_books()
 
@@ -344,7 +371,8 @@ def test_a_selection_is_asked_about_and_resolved(admin: Client, alice: Books) ->
     chosen = [row_of(event.request_id).pk for event in events[:2]]
     picked = admin.post(page(LIST), {"action": "resolve_selected", "_selected_action": chosen})
     asked = admin.get(picked["Location"])
-    assert [word in asked.text for word in ("Resolve 2 calls?", "9,700", alice.tenant.slug)] == [True] * 3
+    bound = "9,700 tokens, 4 images are charged and stay taken"
+    assert [word in asked.text for word in ("Resolve 2 calls?", bound, alice.tenant.slug)] == [True] * 3
     until = asked.context["form"].initial["until"]
     answer = admin.post(picked["Location"], {"outcome": "estimate", "reason": "x", "until": until}, follow=True)
     assert "Resolved 2 calls." in answer.text
@@ -378,8 +406,9 @@ def test_a_list_of_real_costs_is_resolved(admin: Client, alice: Books) -> None:
     record([event])
     url = page("usage_unresolvedcall_resolve_list")
     assert "Line 1" in admin.post(url, {"calls": "nonsense", "reason": "x"}).text
-    calls = f"{event.request_id},4000\r\n{uuid.uuid4()},1"
-    answer = admin.post(url, {"calls": calls, "reason": "account"}, follow=True)
+    unknown = f"{uuid.uuid4()},1,0"
+    answer = admin.post(url, {"calls": f"{event.request_id},4000\r\n{unknown}", "reason": "account"})
+    assert answer.context["form"].initial == {"calls": unknown, "reason": "account"}, "only what is left to do"
     assert "Resolved 1 call." in answer.text
     assert "is not in the books" in answer.text
     assert standing(event.request_id) == ("exact", 2, 4000)

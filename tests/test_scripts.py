@@ -192,6 +192,19 @@ def test_how_long_each_key_lives(bench: Bench) -> None:
     assert not bench.client.exists(day)
 
 
+def test_what_a_person_decided_is_kept_no_longer_than_while_it_was_undecided(bench: Bench) -> None:
+    claim = bench.claim()
+    bench.admit(claim)
+    reservation = keys.reservation(3, claim.request_id)
+    bench.end(claim, "unresolved")
+    bench.client.expire(reservation, 500)
+    assert bench.end(claim, "void", decided=True)[0] == b"DONE"
+    assert bench.client.ttl(reservation) in {499, 500}
+    lost = bench.claim()
+    bench.end(lost, "void", decided=True)
+    assert bench.client.ttl(keys.reservation(3, lost.request_id)) in {3_023_999, 3_024_000}
+
+
 def test_an_idempotency_key_remembers_its_first_answer(bench: Bench) -> None:
     first = bench.claim(key="k", body="one")
     assert bench.admit(first).status == "ADMITTED"
@@ -283,6 +296,17 @@ def test_a_store_that_was_emptied_admits_nobody_and_still_takes_usage(bench: Ben
     assert bench.end(claim, "exact", images=1, tokens=7)[0] == b"DONE"
     (event,) = bench.events()
     assert (event[b"kind"], event[b"generation"], event[b"call"]) == (b"exact", b"", b"{}")
+
+
+def test_what_a_person_decided_gives_way_to_the_answer_even_of_a_call_that_the_store_has_lost(bench: Bench) -> None:
+    claim = bench.claim()
+    bench.admit(claim)
+    bench.client.delete(keys.reservation(3, claim.request_id))
+    assert bench.end(claim, "void", decided=True)[0] == b"DONE"
+    assert bench.end(claim, "void", decided=True)[0] == b"REPEAT"
+    assert bench.end(claim, "exact", images=1, tokens=7)[0] == b"DONE"
+    assert bench.end(claim, "exact", images=1, tokens=7)[0] == b"REPEAT"
+    assert [event[b"kind"] for event in bench.events()] == [b"void", b"exact"]
 
 
 def test_the_principals_versions_are_what_is_compared(bench: Bench) -> None:

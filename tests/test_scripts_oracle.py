@@ -92,6 +92,14 @@ def roll_back(machine: Scripts) -> Steps:
     yield machine.admit(1, 1, 1)
 
 
+def settle_rolled_back(machine: Scripts) -> Steps:
+    held = machine.admit(1, 1, 1)
+    yield machine.settle(machine.admit(1, 1, 1), 50, False)
+    yield machine.befall("copy")
+    yield machine.lose("roll back", 3)
+    yield machine.settle(held, 50, False)
+
+
 def use_a_key_again(machine: Scripts) -> Steps:
     for body in "aab":
         yield machine.admit_under_a_key(1, "k", body)
@@ -161,6 +169,7 @@ STORIES = [
     end_what_is_lost,
     settle_after_a_rebuild,
     roll_back,
+    settle_rolled_back,
     use_a_key_again,
     change_records,
     stop_everybody,
@@ -187,7 +196,7 @@ def test_what_chance_takes_long_to_find(story: Story) -> None:
 
 
 RATE = "+ cost * limit.unit\n    redis.call('SET'"
-NUMBER = "generation and redis.call('INCR', KEYS[4]) or ''"
+NUMBER = "confirmed and redis.call('INCR', KEYS[4]) or ''"
 # A script, what is right and what is wrong in it, and the story that shows it; None: found by chance.
 MUTANTS: dict[str, tuple[str, str, str, Story | None]] = {
     "too many": ("admit", "cost > remaining", "cost > remaining + 3", fill_a_quota),
@@ -216,6 +225,7 @@ MUTANTS: dict[str, tuple[str, str, str, Story | None]] = {
     "id known": ("admit", "redis.call('EXISTS', KEYS[5]) == 1", "false", change_records),
     "old generation counts": ("finish", "if counted then", "if true then", settle_after_a_rebuild),
     "restart forgets": ("finish", "string.match(reservation[9], '^[^:]*')", "reservation[9]", restart),
+    "number of another server": ("finish", NUMBER, NUMBER.replace("confirmed", "generation"), settle_rolled_back),
     "number without a name": ("finish", NUMBER, "redis.call('INCR', KEYS[4])", end_what_is_lost),
     "void without a number": ("finish", NUMBER, NUMBER.replace("and", "and kind ~= 'void' and", 1), end_in_every_way),
     "lost call without an event": ("finish", "and kind == 'void' and keep == 0", "", end_what_is_lost),

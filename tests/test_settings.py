@@ -14,7 +14,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from config import checks
-from config.databases import database_settings
+from config.databases import IMPATIENT, database_settings
 from config.environment import Environment
 from config.redis import parse_address
 from config.serverurls import split_url
@@ -166,7 +166,7 @@ def test_a_value_of_another_kind_is_refused(read: Callable[[Environment], object
 def test_a_database_url_in_all_its_parts() -> None:
     parsed = database_settings("postgresql://us%40er:p%2Fw@db.example:5433/na%20me?sslmode=require")
     assert (parsed["USER"], parsed["PASSWORD"], parsed["HOST"]) == ("us@er", "p/w", "db.example")
-    assert (parsed["PORT"], parsed["NAME"], parsed["OPTIONS"]) == ("5433", "na me", {"sslmode": "require"})
+    assert (parsed["PORT"], parsed["NAME"], parsed["OPTIONS"]) == ("5433", "na me", {**IMPATIENT, "sslmode": "require"})
 
 
 PASSWORDS = [

@@ -463,3 +463,21 @@ def test_a_server_that_never_answers_ends_its_thread(caller: Caller, monkeypatch
     assert isinstance(outcome, NotBooked)
     assert str(outcome) == "OperationalError", "it was given up from outside: the thread still waits"
     assert time.monotonic() - begun < booking.BOOK_SECONDS
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again_with_the_next_call(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def book() -> list[BaseException | None]:
+        desk, endings = Booking(), [exact(caller, *admitted(caller)) for _ in range(2)]
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            (first,) = await book_all(endings[:1], desk)
+        return [first, *await book_all(endings[1:], desk)]
+
+    refused, booked = asyncio.run(book())
+    assert (type(refused), str(refused)) == (NotBooked, "can't start new thread")
+    assert booked is None

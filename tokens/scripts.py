@@ -21,7 +21,8 @@ def answered() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as exc:
-        raise StoreUnavailable(f"The admission store did not answer ({type(exc).__name__}).", sent=True) from exc
+        failed = "refused a command" if isinstance(exc, redis.ResponseError) else "did not answer"
+        raise StoreUnavailable(f"The admission store {failed}.", sent=True) from exc
 
 
 @cache

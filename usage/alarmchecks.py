@@ -15,6 +15,7 @@ from django.utils.timezone import now
 
 from config.redis import store
 from tokens.admission import keys
+from tokens.admission.memory import share_in_use
 from usage import drain
 from usage.alarms import AlarmKind, clear_alarms, raise_alarm
 from usage.models import DailyUsage, QuarantinedEvent, UnsettledCall, UsageRecord
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 UNDECIDED_DAYS = 7
 WAITING_MINUTES = 5
 COUNTED = 1_000  # no more are counted
+FILLING = 5 / 6  # of MEMORY_LIMIT_SHARE: there is time left to act before calls are refused
 Findings = Mapping[str, str]
 
 
@@ -45,6 +47,8 @@ def check() -> None:
             logger.warning("The store is out of reach, the alarm %s wasn't looked at", kind.value)
         except OperationalError as exc:
             failure = exc
+        except Exception:  # whatever surprises one check, the others are looked at
+            logger.exception("The alarm %s can't be looked at", kind.value)
     if failure is not None:
         raise failure
 
@@ -66,6 +70,14 @@ def store_fenced() -> Findings:
     if all(pipeline.execute()):
         return {}
     return {"": "The admission store lost data. Nobody is admitted until it is rebuilt from the ledger."}
+
+
+def store_full() -> Findings:
+    """So much of the store's memory is used that new calls will soon be refused, or are already."""
+    share, most = share_in_use(store().info("memory")), settings.MEMORY_LIMIT_SHARE
+    if share <= most * FILLING:
+        return {}
+    return {"": f"{share:.0%} of the admission store's memory is used; above {most:.0%} new calls are refused."}
 
 
 def backlog() -> Findings:
@@ -170,6 +182,7 @@ def _many(count: int, noun: str) -> str:
 CHECKS: dict[AlarmKind, Callable[[], Findings]] = {
     AlarmKind.STORE_DOWN: store_down,
     AlarmKind.STORE_FENCED: store_fenced,
+    AlarmKind.STORE_FULL: store_full,
     AlarmKind.BACKLOG: backlog,
     AlarmKind.QUARANTINE: quarantine,
     AlarmKind.UNRESOLVED_OLD: unresolved_old,

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from django.conf import settings
 from django.core.mail import send_mail
@@ -40,7 +41,52 @@ class AlarmKind(StrEnum):
     SPOOL = "spool"
     STORE_FENCED = "store_fenced"
     STORE_DOWN = "store_down"
+    STORE_FULL = "store_full"
     BOUND_EXCEEDED = "bound_exceeded"
+
+
+class Advice(NamedTuple):
+    """What to do about a kind of alarm; `page` names the admin's page for it, and `query` what to show there."""
+
+    text: str
+    page: str = ""
+    query: str = ""
+
+
+ADVICE = {
+    AlarmKind.SEQUENCE_GAP: Advice(
+        "Look for deleted keys or a store that was tampered with. manage.py usage reconcile --provider finds the"
+        " calls in the provider's own account. Lost events don't come back: then mark this as dealt with.",
+        "usage_usagerecord_changelist",
+    ),
+    AlarmKind.SEQUENCE_BEHIND: Advice("Restart the store, so that it is compared and rebuilt."),
+    AlarmKind.COUNTERS_DIFFER: Advice(
+        "manage.py usage reconcile --counters shows the figures; with --repair the store takes the ledger's.",
+        "tokens_tenant_changelist",
+    ),
+    AlarmKind.QUARANTINE: Advice(
+        "See why each couldn't be booked; then try it again or set it aside.",
+        "usage_quarantinedevent_changelist",
+        "open=1",
+    ),
+    AlarmKind.BACKLOG: Advice("See whether the worker runs and PostgreSQL is fast enough.", "index"),
+    AlarmKind.UNRESOLVED_OLD: Advice(
+        "Look them up in the provider's account and resolve them.", "usage_unresolvedcall_changelist"
+    ),
+    AlarmKind.UNSETTLED_OLD: Advice("Read the worker's log: it says why the store doesn't take them."),
+    AlarmKind.SPOOL: Advice("Read the web processes' log. Never delete a file of the spool: each is usage."),
+    AlarmKind.STORE_FENCED: Advice(
+        "Wait: it is rebuilt once the longest lease is over. Events that waited in it are lost; compare with the"
+        " provider's account by manage.py usage reconcile --provider."
+    ),
+    AlarmKind.STORE_DOWN: Advice("Start the store again; read its log."),
+    AlarmKind.STORE_FULL: Advice(
+        "Give the store more memory, see that usage events don't wait, and resolve unresolved calls at what they cost:"
+        " it keeps each for 35 days.",
+        "usage_unresolvedcall_changelist",
+    ),
+    AlarmKind.BOUND_EXCEEDED: Advice("Raise the bound of that size.", "gateway_model_changelist"),
+}
 
 
 def raise_alarm(kind: AlarmKind, subject: str, message: str) -> None:
@@ -72,9 +118,9 @@ def clear_alarms(kind: AlarmKind, still_open: Collection[str] = ()) -> None:
             logger.info("No alarm any more: %s", alarm.message, extra={"kind": kind.value, "subject": alarm.subject})
 
 
-def open_subjects(kind: AlarmKind) -> list[str]:
-    """What the open alarms of a kind are about."""
-    return list(Alarm.objects.filter(kind=kind, closed_at=None).values_list("subject", flat=True))
+def open_subjects(kind: AlarmKind) -> dict[str, str]:
+    """What the open alarms of a kind are about, each with its message."""
+    return dict(Alarm.objects.filter(kind=kind, closed_at=None).values_list("subject", "message"))
 
 
 def send_mails() -> int:
@@ -120,7 +166,8 @@ def _text(alarms: list[Alarm]) -> str:
     lines = []
     for alarm in alarms[:MOST_IN_A_MAIL]:
         ended = f", over at {alarm.closed_at:%H:%M} UTC" if alarm.closed_at else ""
-        lines += [f"{alarm}\n  {alarm.message}\n  since {alarm.opened_at:%Y-%m-%d %H:%M} UTC{ended}", ""]
+        what = f"\n  What to do: {ADVICE[AlarmKind(alarm.kind)].text}"
+        lines += [f"{alarm}\n  {alarm.message}{what}\n  since {alarm.opened_at:%Y-%m-%d %H:%M} UTC{ended}", ""]
     if len(alarms) > MOST_IN_A_MAIL:
         lines += [f"And {len(alarms) - MOST_IN_A_MAIL} more.", ""]
     return "\n".join([*lines, f"All of them: {settings.PUBLIC_URL}/admin/usage/alarm/"])

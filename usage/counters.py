@@ -10,6 +10,8 @@ from tokens.admission import keys
 from tokens.admission.periods import Calendar, open_periods
 from tokens.models import Limit, Period, Tenant
 from usage.models import Kind, UsageRecord
+from usage.partitions import least_request_id
+from usage.unresolved import admitted_between
 
 WEEK = 7 * 86_400
 METRICS = ("requests", "images", "tokens")
@@ -39,26 +41,27 @@ def expected(tenant: Tenant, at: float, total_delay: dt.timedelta = NO_DELAY) ->
     """By key, the counters that a tenant, its members and tokens need at `at` (epoch seconds).
 
     Day and month where anything was used; each `total` quota from its creation, or from `total_delay` after it.
+    Only the ledger's partitions of those times are read: the sums cost no more as a tenant grows old.
     """
     shard = keys.shard_of(tenant.pk, settings.SHARDS)
     changes_at = int(tenant.next_timezone_from.timestamp()) if tenant.next_timezone_from else 0
     periods = open_periods(Calendar(tenant.timezone, tenant.next_timezone, changes_at), at)
     records = UsageRecord.objects.filter(tenant=tenant)
+    today = dt.date.fromisoformat(periods.day)
     found = {}
-    for period, rows, end in (
-        (f"day:{periods.day}", records.filter(day=periods.day), periods.day_end),
-        (
-            f"month:{periods.month}",
-            records.filter(day__gte=f"{periods.month}-01", day__lte=periods.day),
-            periods.month_end,
-        ),
+    for period, first, end in (
+        (f"day:{periods.day}", today, periods.day_end),
+        (f"month:{periods.month}", today.replace(day=1), periods.month_end),
     ):
+        rows = admitted_between(records, first, today)
         for scope in ("tenant", "member", "token"):
             for number, use in sums(rows, scope):
                 found[keys.use(shard, f"{scope}:{number}", period)] = Expected(use, end + WEEK)
     for limit in Limit.objects.filter(tenant=tenant, period=Period.TOTAL):
         scope, number = owner(limit)
-        rows = records.filter(at__gte=limit.created_at + total_delay, **{f"{scope}_id": number})
+        since = (limit.created_at + total_delay).astimezone(dt.UTC)
+        # By the request id, too, which finds the partitions; the bound is the midnight before.
+        rows = records.filter(request_id__gte=least_request_id(since.date()), at__gte=since, **{f"{scope}_id": number})
         for _, use in sums(rows, scope):
             found[keys.use(shard, f"{scope}:{number}", f"total:{limit.pk}")] = Expected(use, 0)
     return found

@@ -3,8 +3,9 @@
 An entry is acknowledged and deleted only after its event is committed, so a process that dies leaves its entries
 pending and another claims them; what was already committed is recognised by the ledger.
 
-The store counts how often an entry was delivered, so how many processes died with it in hand. One that may be the
-cause is booked alone, and one that goes on killing is quarantined unread. An event of a newer version than this
+The store counts how often an entry was delivered, so how many processes died with it in hand: who lives to see the
+books fail takes that delivery back. One that may be the cause is booked alone, and one that goes on killing is
+quarantined unread. An event of a newer version than this
 program knows is left for a newer worker: it belongs to a consumer named after that version, and no older one looks
 at it again.
 """
@@ -17,17 +18,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
 import redis
+from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
 
 from config.redis import store
 from tokens.admission import keys
-from tokens.errors import DATABASE_DOWN
 from usage.events import VERSION, BadEventError, FutureEventError, UsageEvent, parse
 from usage.ledger import record
 from usage.quarantine import quarantine_entry
@@ -37,10 +39,15 @@ logger = logging.getLogger(__name__)
 BATCH = 500  # entries of one stream in one reading
 DRAIN_SECONDS = 8.0
 CLAIM_AFTER_MS = 10_000  # a consumer that has held an entry for so long is taken for dead
+LOCK_MS = 8_000  # for one lock of PostgreSQL: who waits for it must know in time that it isn't dead
 FORGET_AFTER_MS = 60_000
 ALONE_AFTER = 3  # deliveries; a batch of this many deaths holds one entry that causes them
 GIVE_UP_AFTER = 6  # deliveries
+BY_ITSELF = GIVE_UP_AFTER - ALONE_AFTER
 SAY_AGAIN_SECONDS = 60.0
+# What the machine, a server or a schema that isn't the program's does to any event; no event is the cause of it.
+NOBODYS_FAULT = (DatabaseError, InterfaceError, redis.RedisError, SoftTimeLimitExceeded, OSError)
+AN_EVENTS_FAULT = (DataError, IntegrityError)  # DatabaseErrors, too; they come here when the quarantine refuses it
 OF_VERSION = re.compile(rb"version ([0-9]+)")  # the consumer that newer events are left to
 
 # Atomic, otherwise a consumer could read between the look and the deletion, and what it read would be lost.
@@ -58,7 +65,7 @@ Entry = tuple[bytes, Mapping[bytes, bytes] | None]  # id, fields; None: claimed 
 
 
 class PoisonError(Exception):
-    """An event that ended every process that tried to book it; the message says how many."""
+    """An event that can't be booked, and that may be what ends processes; the message says how often it was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +87,36 @@ def drain(claim_after_ms: int = CLAIM_AFTER_MS) -> int:
     be read are quarantined, and so are those that have ended `GIVE_UP_AFTER` processes. Events of a newer version stay
     and aren't counted. Several processes may drain at once; a second call in the same process returns 0.
 
-    Raises django.db.OperationalError or redis.ConnectionError (or TimeoutError) when a server is out of reach;
-    nothing is lost, what was read stays pending.
+    Raises django.db.OperationalError or redis.ConnectionError (or TimeoutError) when a server is out of reach or a lock
+    isn't free within `LOCK_MS`, django.db.ProgrammingError when the database isn't migrated, and whatever else keeps
+    the books from being written. Nothing is lost, what was read stays pending.
     """
     if not _one_at_a_time.acquire(blocking=False):
         return 0
     try:
-        connection.ensure_connection()  # before anything is taken from the streams
         count = 0
-        end = time.monotonic() + DRAIN_SECONDS
-        for batch in _batches(claim_after_ms):
-            count += _book(batch)
-            if time.monotonic() > end:
-                break
+        with _short_waits():
+            end = time.monotonic() + DRAIN_SECONDS
+            for batch in _batches(claim_after_ms):
+                count += _book(batch)
+                if time.monotonic() > end:
+                    break
         _forget_idle_consumers()
         return count
     finally:
         _one_at_a_time.release()
+
+
+@contextmanager
+def _short_waits() -> Iterator[None]:
+    """Let no lock be waited for longer than `LOCK_MS`. Connects, so before anything is taken from the streams."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = %s", [LOCK_MS])
+    try:
+        yield
+    finally:
+        with suppress(DatabaseError, InterfaceError), connection.cursor() as cursor:  # a lost connection kept nothing
+            cursor.execute("RESET lock_timeout")
 
 
 def streams() -> list[str]:
@@ -159,7 +179,7 @@ def _pages_of_pending(claim_after_ms: int) -> Iterator[Mapping[tuple[int, str], 
         following = {}
         for stream, entries in zip(starts, answers, strict=True):
             for entry in entries:
-                if not _is_for_newer(entry["consumer"]):
+                if not is_for_newer(entry["consumer"]):
                     page[entry["times_delivered"], stream].append(entry["message_id"])
             if len(entries) == BATCH:
                 following[stream] = f"({entries[-1]['message_id'].decode()}"
@@ -167,7 +187,8 @@ def _pages_of_pending(claim_after_ms: int) -> Iterator[Mapping[tuple[int, str], 
         starts = following
 
 
-def _is_for_newer(consumer: bytes) -> bool:
+def is_for_newer(consumer: bytes) -> bool:
+    """Whether what this consumer holds was left to a program that reads newer versions than this one."""
     match = OF_VERSION.fullmatch(consumer)
     return match is not None and int(match[1]) > VERSION
 
@@ -193,8 +214,8 @@ def _book(batch: Batch) -> int:
                     newer[exc.version].append(entry_id)
             _leave(stream, newer)
         record(events)
-    except DATABASE_DOWN:
-        _forgive(batch)
+    except BaseException as exc:
+        _forgive(batch, exc)
         raise
     with store().pipeline(transaction=True) as pipeline:
         for stream, ids in done.items():
@@ -208,7 +229,7 @@ def _book(batch: Batch) -> int:
 def _readable(fields: Mapping[bytes, bytes], deliveries: int) -> list[UsageEvent]:
     """The event of an entry; none when it went into quarantine. Raises FutureEventError."""
     if deliveries >= GIVE_UP_AFTER:  # not even read: reading it may be what kills
-        quarantine_entry(fields, PoisonError(f"Booking it ended {deliveries} processes."))
+        quarantine_entry(fields, PoisonError(f"Booking it by itself failed {BY_ITSELF} times; it may end processes."))
         return []
     try:
         return [parse(fields)]
@@ -231,15 +252,26 @@ def _leave(stream: str, newer: Mapping[int, list[bytes]]) -> None:
             logger.warning(text, version, VERSION)
 
 
-def _forgive(batch: Batch) -> None:
-    """Take back the delivery of entries that a server out of reach kept from being booked: nobody died of them."""
+def _forgive(batch: Batch, exc: BaseException) -> None:
+    """Take back the delivery of entries that weren't booked because of `exc`: nobody died of them.
+
+    What took too long comes in single entries next time. So does what met an error of the program, which may be due to
+    one of them; it counts against an entry that came alone.
+    """
+    deliveries = batch.deliveries
+    if isinstance(exc, AN_EVENTS_FAULT) or (isinstance(exc, Exception) and not isinstance(exc, NOBODYS_FAULT)):
+        if deliveries >= ALONE_AFTER:
+            return
+        deliveries = ALONE_AFTER
+    elif isinstance(exc, SoftTimeLimitExceeded):
+        deliveries = max(deliveries, ALONE_AFTER)
     try:
         for stream, entries in batch.entries.items():
             ids = [entry_id for entry_id, _ in entries]
             name = _consumer(os.getpid())
-            store().xclaim(stream, keys.GROUP, name, 0, list(ids), retrycount=batch.deliveries, justid=True)
-    except redis.RedisError as exc:
-        logger.warning("Deliveries can't be taken back (%s)", type(exc).__name__)
+            store().xclaim(stream, keys.GROUP, name, 0, list(ids), retrycount=deliveries, justid=True)
+    except redis.RedisError as failed:
+        logger.warning("Deliveries can't be taken back (%s)", type(failed).__name__)
 
 
 def _create_groups() -> None:

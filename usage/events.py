@@ -97,7 +97,7 @@ class _Result(msgspec.Struct):
     output: Count | None
     reported: int | None
     charged: Count
-    provenance: Literal["reported", "derived", "estimated", "missing"]
+    provenance: Literal["reported", "derived", "estimated", "missing", "decided"]
     provider_request_id: str = ""
     latency_ms: Count = 0
     reason: str = ""

@@ -8,9 +8,11 @@ in neither is lost, whoever drains meanwhile. Under an earlier uuid nothing wait
 one only with empty streams.
 
 `SequenceCheck.through` goes on past a gap once the gap has its alarm, otherwise every check would look at all that came
-since. The alarm's subject names the numbers; it is looked at in each check and closes when all of them have come in.
+since. The alarm's subject names the first and the last number; it is looked at in each check and closes when all have
+come in. Old receipts are deleted, but not those between an open alarm's numbers, which would count as lost otherwise.
 """
 
+import datetime as dt
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -24,11 +26,13 @@ from config.redis import store
 from tokens.admission import keys
 from tokens.models import Tenant
 from usage.alarms import AlarmKind, clear_alarms, open_subjects, raise_alarm
-from usage.models import EventReceipt, QuarantinedEvent, SequenceCheck
+from usage.models import EventReceipt, QuarantinedEvent, SequenceCheck, UsageRecord
 from usage.waiting import Waiting, waiting
 
 KEPT = 100_000  # receipts of a tenant and uuid that are kept below what is checked
 SHOWN = 5
+NEWEST = 2_000  # ledger rows of a tenant in which the neighbours of what is lost are looked for
+NEXT_TO = " Next to "  # begins the part of a message that stays as it was when the alarm opened
 SUBJECT = re.compile(r"(\S+) (\S+) (\d+)-(\d+)")
 RECEIPTS = EventReceipt._meta.db_table
 
@@ -73,6 +77,10 @@ DELETE FROM {RECEIPTS} r USING generations g,
     unnest(%s::bigint[], %s::text[], %s::bigint[]) AS c (tenant_id, name, through)
 WHERE g.tenant_id = c.tenant_id AND split_part(g.generation, ':', 1) = c.name
     AND r.tenant_id = g.tenant_id AND r.generation = g.generation AND r.sequence <= c.through
+    AND NOT EXISTS (
+        SELECT FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[]) AS a (tenant_id, name, after, upto)
+        WHERE a.tenant_id = c.tenant_id AND a.name = c.name AND r.sequence > a.after AND r.sequence <= a.upto
+    )
 """  # noqa: S608 - constants
 
 Group = tuple[int, str]  # tenant, uuid of the generation
@@ -99,7 +107,7 @@ def check_sequences() -> None:
     name, counters = _counters(list(slugs))
     if not name:
         return
-    _look_at_open_alarms({slug: number for number, slug in slugs.items()})
+    _look_at_open_alarms()
     _compare_counters({tenant: top for (tenant, known), top in tops.items() if known == name}, counters, slugs)
     through = _through()
     asked = [
@@ -113,7 +121,7 @@ def check_sequences() -> None:
             if ranges := lost.get(item):
                 slug = slugs[item.tenant]
                 subject = f"{slug} {item.name} {ranges[0][0]}-{ranges[-1][1]}"
-                raise_alarm(AlarmKind.SEQUENCE_GAP, subject, _message(slug, item.name, ranges))
+                raise_alarm(AlarmKind.SEQUENCE_GAP, subject, _message(slug, ranges) + _neighbours(item, ranges))
         _advance(asked)
         _prune(asked, tops)
 
@@ -205,30 +213,48 @@ def _without(numbers: Range, known: set[int]) -> list[Range]:
     return [*left, (first, numbers[1])] if first <= numbers[1] else left
 
 
-def _message(slug: str, name: str, ranges: list[Range]) -> str:
+def _message(slug: str, ranges: list[Range]) -> str:
     count = sum(last - first + 1 for first, last in ranges)
     shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges[:SHOWN])
     more = ", ..." if len(ranges) > SHOWN else ""
     return (
         f"{count} usage event{'s' if count > 1 else ''} of {slug} never came into the ledger:"
-        f" {shown}{more} of generation {name}."
+        f" number{'s' if count > 1 else ''} {shown}{more}."
     )
 
 
-def _look_at_open_alarms(tenants: Mapping[str, int]) -> None:
+def _neighbours(item: Asked, ranges: list[Range]) -> str:
+    """When the calls came in whose events stand before and after what is lost, as far as the newest rows tell."""
+    rows = UsageRecord.objects.filter(tenant=item.tenant).order_by("-id")
+    newest = rows.values_list("generation", "sequence", "at")[:NEWEST]
+    known = sorted((number, at) for name, number, at in newest if number and name.partition(":")[0] == item.name)
+    before = [at for number, at in known if number < ranges[0][0]][-1:]
+    after = [at for number, at in known if number > ranges[-1][1]][:1]
+    times = " and ".join(f"{at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}" for at in before + after)
+    return f"{NEXT_TO}what is lost: calls of {times} UTC." if times else ""
+
+
+def _alarmed(subjects: Iterable[str]) -> dict[str, Asked]:
+    """The numbers from the first to the last of alarms, by their subjects; without subjects that can't be read."""
+    matches = {subject: SUBJECT.fullmatch(subject) for subject in subjects}
+    tenants = dict(Tenant.objects.filter(slug__in={m[1] for m in matches.values() if m}).values_list("slug", "pk"))
+    return {
+        subject: Asked(tenants[match[1]], match[2], int(match[3]) - 1, int(match[4]))
+        for subject, match in matches.items()
+        if match and match[1] in tenants
+    }
+
+
+def _look_at_open_alarms() -> None:
     """Close the alarms whose numbers have all come in; say of the others what is still missing."""
-    asked = {}
-    still_open = []
-    for subject in open_subjects(AlarmKind.SEQUENCE_GAP):
-        match = SUBJECT.fullmatch(subject)
-        if match and match[1] in tenants:
-            asked[subject] = Asked(tenants[match[1]], match[2], int(match[3]) - 1, int(match[4]))
-        else:
-            still_open.append(subject)
+    messages = open_subjects(AlarmKind.SEQUENCE_GAP)
+    asked = _alarmed(messages)
+    still_open = [subject for subject in messages if subject not in asked]
     lost = _lost(asked.values())
     for subject, item in asked.items():
         if ranges := lost.get(item):
-            raise_alarm(AlarmKind.SEQUENCE_GAP, subject, _message(subject.split()[0], item.name, ranges))
+            when = "".join(messages[subject].partition(NEXT_TO)[1:])
+            raise_alarm(AlarmKind.SEQUENCE_GAP, subject, _message(subject.split()[0], ranges) + when)
             still_open.append(subject)
     clear_alarms(AlarmKind.SEQUENCE_GAP, still_open)
 
@@ -253,8 +279,13 @@ def _ends(asked: Iterable[Asked]) -> list[tuple[int, str, int]]:
 
 
 def _prune(asked: list[Asked], tops: Mapping[Group, int]) -> None:
-    """Delete old receipts; never the highest, which tells the guardian what the store must know."""
+    """Delete old receipts; never the highest, which tells the guardian what the store must know.
+
+    Those between the numbers of an open alarm stay until it closes: without them all its numbers would seem missing.
+    """
     bounds = [(tenant, name, min(upto, tops.get((tenant, name), 0)) - KEPT) for tenant, name, upto in _ends(asked)]
     if old := [bound for bound in bounds if bound[2] > 0]:
         with connection.cursor() as cursor:
-            cursor.execute(PRUNE, [list(column) for column in zip(*old, strict=True)])
+            alarmed = _alarmed(open_subjects(AlarmKind.SEQUENCE_GAP)).values()
+            kept = [list(column) for column in zip(*alarmed, strict=True)] if alarmed else [[], [], [], []]
+            cursor.execute(PRUNE, [*[list(column) for column in zip(*old, strict=True)], *kept])

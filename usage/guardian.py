@@ -3,7 +3,8 @@
 The store's `generation` reads ``<uuid>:<run id>``. A server that was started again has another run id, and web
 processes stop admitting until the guardian has compared the store with the ledger: the uuid must be the one that it was
 last opened under, and every tenant's sequence must have reached the highest receipt, otherwise the store lost what it
-had acknowledged. A store that was emptied or rolled back is fenced for one full lease, so that every call in flight has
+had acknowledged. Until then no event gets a number, so what calls in flight append meanwhile can't make a store look
+whole that isn't. A store that was emptied or rolled back is fenced for one full lease, so that every call in flight has
 ended, then rebuilt from PostgreSQL under a new uuid, in which every tenant's sequence begins at 1.
 """
 
@@ -12,7 +13,7 @@ import logging
 import math
 import time
 import uuid
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import redis
 from django.conf import settings
@@ -27,12 +28,17 @@ from tokens.admission.principal import rate_units
 from tokens.models import Installation, Limit, Period, Tenant
 from usage import counters, expiry
 from usage.alarms import AlarmKind, raise_alarm
-from usage.drain import drain
+from usage.drain import drain, is_for_newer
 from usage.models import EventReceipt, UsageRecord
 
 logger = logging.getLogger(__name__)
 LOCK = 0x6775617264  # of PostgreSQL, so that it ends with whoever holds it: "guard"
+PAUSE_SECONDS = 0.2  # before counters are made once more
 FENCED = "The admission store lost data. Nobody is admitted until it is rebuilt from the ledger, for up to one lease."
+LEDGER_END = f"""
+SELECT (SELECT coalesce(max(id), 0) FROM {UsageRecord._meta.db_table}),
+       (SELECT last_value FROM {UsageRecord._meta.db_table}_id_seq)
+"""  # noqa: S608 - constants
 
 
 def confirm(wait: bool = True) -> str:
@@ -122,7 +128,9 @@ def rebuild(client: redis.Redis, generation: str) -> None:
     """Load directory, counters and rates of a fenced store from PostgreSQL and open it under a new `generation`.
 
     Calls whose lease is over are ended and the usage events that wait in the store are booked first: the counters are
-    made from the ledger. Should an event come in meanwhile, they are made once more.
+    made from the ledger. Should an event come in or anybody write to the ledger meanwhile, they are made once more.
+    Events of a newer version than this program's can't be booked by it: they count once a newer worker has booked them.
+    Raises redis.ConnectionError when the server was started again meanwhile: then all that was loaded may be lost.
     """
     while expiry.expire_overdue():
         pass
@@ -130,13 +138,63 @@ def rebuild(client: redis.Redis, generation: str) -> None:
     while True:
         while drain(claim_after_ms=0):
             pass
+        books = _books(client)
         _delete_counters(client)
         for tenant in Tenant.objects.all():
             _load_counters(client, tenant)
             _load_rates(client, tenant)
         _note_name(generation.partition(":")[0])
-        if _open(client, generation):
+        if _open(client, generation, books):
             return
+        time.sleep(PAUSE_SECONDS)
+
+
+class _Books(NamedTuple):
+    """What changes when usage comes in: each stream's last id, the ledger's last row, the last number given to a row.
+
+    A row has its number before it can be seen, so one that is being written shows later in one of the two.
+    """
+
+    last: list[bytes]
+    waits: bool  # whether an event hasn't been booked that could be
+    row: int
+    number: int
+
+
+def _books(client: Any) -> _Books:
+    """As they are now; `client` may be a pipeline that watches the streams.
+
+    In this order: an event up to the last id that doesn't wait any more is committed.
+    """
+    streams = [keys.usage(shard) for shard in range(settings.SHARDS)]
+    last = [_last_id(client, stream) for stream in streams]
+    waits = any(_waiting(client, stream) for stream in streams)
+    with connection.cursor() as cursor:
+        cursor.execute(LEDGER_END)
+        return _Books(last, waits, *cursor.fetchone())
+
+
+def _waiting(client: Any, stream: str) -> int:
+    """The events of a stream that this program can book."""
+    length = int(client.xlen(stream))
+    if not length:
+        return 0
+    try:
+        consumers: list[Any] = client.xpending(stream, keys.GROUP)["consumers"]
+    except redis.ResponseError as exc:
+        if "NOGROUP" not in str(exc):
+            raise
+        return length
+    return length - sum(int(consumer["pending"]) for consumer in consumers if is_for_newer(consumer["name"]))
+
+
+def _last_id(client: Any, stream: str) -> bytes:
+    try:
+        return bytes(client.xinfo_stream(stream)["last-generated-id"])
+    except redis.ResponseError as exc:
+        if "no such key" not in str(exc):
+            raise
+        return b"0-0"
 
 
 def _note_name(name: str) -> None:
@@ -147,17 +205,20 @@ def _note_name(name: str) -> None:
         installation.save(update_fields=["store_name"])
 
 
-def _open(client: redis.Redis, generation: str) -> bool:
+def _open(client: redis.Redis, generation: str, books: _Books) -> bool:
     """Write the generation and begin every sequence anew, in the same step in which no event waits.
 
-    False when one does. While the store is fenced no number is given, so none can be given twice.
+    False when one does, or when the books aren't those that the counters were made from. While the store is fenced no
+    number is given, so none can be given twice.
     """
-    streams = [keys.usage(shard) for shard in range(settings.SHARDS)]
     sequences = list(client.scan_iter("{s*}:sequence:*", count=1000))
     with client.pipeline(transaction=True) as pipeline:
         try:
-            pipeline.watch(*streams)  # type: ignore[no-untyped-call]
-            if any(pipeline.xlen(stream) for stream in streams):
+            pipeline.watch(*(keys.usage(shard) for shard in range(settings.SHARDS)))  # type: ignore[no-untyped-call]
+            server: Any = pipeline.info("server")
+            if server["run_id"] != generation.partition(":")[2]:
+                raise redis.ConnectionError("The store was started again while it was rebuilt.")
+            if books.waits or _books(pipeline) != books:
                 return False
             pipeline.multi()
             if sequences:

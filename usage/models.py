@@ -4,6 +4,7 @@ Only usage.ledger writes UsageRecord, EventReceipt and DailyUsage. Their figures
 one request id sum to what is known about it now, and the rollups of a day sum the ledger rows booked on that day.
 """
 
+import re
 from decimal import Decimal
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from tokens.validators import validate_model_name
 PRICE_PLACES = 8
 COST_PLACES = 14
 COST_DIGITS = 30
+STORE_UUID = re.compile(r" [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Kind(models.TextChoices):
@@ -37,6 +39,7 @@ class Provenance(models.TextChoices):
     DERIVED = "derived", "Derived from what the provider reported"
     ESTIMATED = "estimated", "Estimated"
     MISSING = "missing", "Not reported: charged at the estimate"
+    DECIDED = "decided", "Decided by a person"
 
 
 class UsageRecord(models.Model):
@@ -282,4 +285,15 @@ class Alarm(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.subject}".strip()
+        about = self.about
+        return f"{self.kind_in_words}: {about}" if about else self.kind_in_words
+
+    @property
+    def kind_in_words(self) -> str:
+        """Such as "Sequence gap"."""
+        return self.kind.replace("_", " ").capitalize()
+
+    @property
+    def about(self) -> str:
+        """The subject for people: without a uuid of the store's, which only tells two subjects apart."""
+        return STORE_UUID.sub("", self.subject)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 from django.db import connection, transaction
 
-from usage.models import Kind
+from usage.models import Kind, Provenance
 from usage.partitions import least_request_id
 
 
@@ -25,6 +25,7 @@ class Finding(StrEnum):
     """What comparing a call found, in the order in which they are told."""
 
     EQUAL = "equal"
+    NOT_REPORTED = "tokens not reported, charged at the bound"  # so the account can't say whether it is right
     DIFFERS = "differs"  # charged, but not for what was drawn
     NOT_IN_LEDGER = "not in ledger"
     NOT_DRAWN = "not drawn"  # charged exactly, and the provider doesn't know it
@@ -35,12 +36,29 @@ class Finding(StrEnum):
     NO_REQUEST_ID = "no request id"
 
 
+# What can be done today; {again} is the command that compared the accounts. An account knows only the request id, so a
+# call that the ledger has lost can't be booked from it, and what stands there as exact or void is final.
 ADVICE = {
-    Finding.DRAWN_UNRESOLVED: "charge the actual: manage.py usage resolve",
-    Finding.NOT_DRAWN_UNRESOLVED: "charge nothing: manage.py usage resolve",
-    Finding.NOT_IN_LEDGER: "spent and never booked, unless its event still waits",
-    Finding.NOT_DRAWN: "charged and never spent, or not in the file",
-    Finding.DRAWN_TWICE: "the provider was called twice",
+    Finding.NOT_REPORTED: "the provider gave no figure, nor does the file: compare their sum with the invoice; final",
+    Finding.DIFFERS: "final, no command changes it: keep the list ({again} --format csv) for the invoices",
+    Finding.NOT_IN_LEDGER: (
+        "spent and not booked. If events still wait, compare again later; else it is lost: the account doesn't say"
+        " whose it was, so no command can book it. Keep the list ({again} --format csv) for the provider's invoice"
+    ),
+    Finding.NOT_DRAWN: "charged and never spent, or not in the file: make sure that the file is complete",
+    Finding.DRAWN_TWICE: (
+        "the provider was called twice, or the file holds a line twice; what is unresolved among them:"
+        " manage.py usage resolve REQUEST_ID --tokens N --reason TEXT"
+    ),
+    Finding.DRAWN_VOID: "spent and not charged; final: keep the list ({again} --format csv) for the provider's invoice",
+    Finding.DRAWN_UNRESOLVED: (
+        "charge what was drawn: {again} --format resolve | manage.py usage resolve --list - --reason TEXT"
+    ),
+    Finding.NOT_DRAWN_UNRESOLVED: (
+        "charge nothing, once the file is known to be complete:"
+        " manage.py usage resolve REQUEST_ID... --nothing --reason TEXT (which: {again} --format csv)"
+    ),
+    Finding.NO_REQUEST_ID: "not called by this gateway, or the provider doesn't keep its request ids",
 }
 
 
@@ -61,8 +79,11 @@ class Call(NamedTuple):
         return self.drawn_tokens or 0, self.charged_tokens or 0
 
 
+NO_LINE = "not a line of an account: a request id that is a UUID, and whole numbers of tokens and images."
+
+
 class BadAccountError(ValueError):
-    """A file that can't be read as an account; says which line."""
+    """A file that can't be read, or not as an account; says which line."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,7 @@ FIRST, LAST = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
 def compare(path: Path, days: Days) -> Iterator[Call]:
     """Every call of the file and of the ledger in these days, by request id; without void ones that nobody drew.
 
-    Without days: from the first to the last call of the file. Raises BadAccountError, and OSError for the file.
+    Without days: from the first to the last call of the file. Raises BadAccountError.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(CREATE)
@@ -176,28 +197,35 @@ def _call(
     elif outcome == Kind.UNRESOLVED:
         finding = Finding.DRAWN_UNRESOLVED
     else:
-        same = tokens in (None, charged) and images in (None, delivered)
-        finding = Finding.EQUAL if same else Finding.DIFFERS
+        finding = _judge_exact(tokens in (None, charged) and images in (None, delivered), tokens, provenance)
     return Call(request_id, finding, tenant, tokens, images, charged, delivered, provenance)
+
+
+def _judge_exact(same: bool, tokens: int | None, provenance: str | None) -> Finding:
+    if not same:
+        return Finding.DIFFERS
+    at_the_bound = provenance in {Provenance.MISSING.value, Provenance.ESTIMATED.value}
+    return Finding.NOT_REPORTED if tokens is None and at_the_bound else Finding.EQUAL
 
 
 def read(path: Path) -> Iterator[tuple[uuid.UUID | None, int | None, int | None]]:
     """The lines of an account: request id, tokens and images; None where it doesn't say. JSON when it begins with {.
 
-    Raises BadAccountError and OSError.
+    Raises BadAccountError.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.read(1)
             file.seek(0)
             for number, row in _json_rows(file) if first == "{" else _csv_rows(file):
                 try:
                     yield _request_id(row["request_id"]), _count(row["total_tokens"]), _count(row.get("n"))
                 except (KeyError, ValueError, TypeError, AttributeError) as exc:
-                    text = f"{path}, line {number}: not a line of an account ({type(exc).__name__})."
-                    raise BadAccountError(text) from exc
-        except UnicodeDecodeError as exc:
-            raise BadAccountError(f"{path} is not UTF-8 text.") from exc
+                    raise BadAccountError(f"{path}, line {number}: {NO_LINE}") from exc
+    except UnicodeDecodeError as exc:
+        raise BadAccountError(f"{path} is not UTF-8 text.") from exc
+    except OSError as exc:
+        raise BadAccountError(f"{path} can't be read: {exc.strerror}.") from exc
 
 
 def _json_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ logger = logging.getLogger(__name__)
 
 USED_TWICE = "SequenceUsedTwice"  # the error of an event that is booked all the same
 BINARY = "base64"
+
+
+class _Call(msgspec.Struct):
+    tenant: int
 
 
 def quarantine_entry(fields: Mapping[bytes, bytes], error: Exception) -> None:
@@ -39,6 +44,21 @@ def stream_entry(raw: Mapping[str, Any]) -> dict[bytes, bytes]:
         else:
             raise ValueError(f"The field {name} is no text.")
     return fields
+
+
+def whose(raw: Mapping[str, Any]) -> tuple[int | None, uuid.UUID | None]:
+    """The tenant's id and the request id of an event that was kept as `raw`, each None where it can't be read."""
+    tenant = raw.get("tenant")
+    if isinstance(raw.get("call"), str):  # a stream entry has the tenant within its call
+        try:
+            tenant = msgspec.json.decode(raw["call"], type=_Call).tenant
+        except msgspec.MsgspecError:
+            tenant = None
+    try:
+        request_id = uuid.UUID(str(raw.get("request_id")))
+    except ValueError:
+        request_id = None
+    return (tenant if type(tenant) is int else None), request_id
 
 
 def _keep(raw: dict[str, object], error: str, message: str) -> None:

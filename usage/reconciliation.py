@@ -68,7 +68,9 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         names = [name for name in METRICS if getattr(self.store, name) != getattr(self.ledger, name)]
-        figures = ", ".join(f"{name} {getattr(self.store, name)} not {getattr(self.ledger, name)}" for name in names)
+        figures = ", ".join(
+            f"{name} (store {getattr(self.store, name)}, ledger {getattr(self.ledger, name)})" for name in names
+        )
         return f"{self.scope} {self.period}: {figures}"
 
 
@@ -99,22 +101,21 @@ def compare_counters(tenants: Iterable[Tenant] | None = None) -> Iterator[Compar
 def check_counters() -> None:
     """Raise an alarm for each tenant whose counters differ, close those of tenants whose counters are right.
 
-    Nothing is looked at while the store is fenced. Raises as `compare_counters`.
+    Each at once: what was found stands, even when the time for all isn't enough. Nothing is looked at while the store
+    is fenced. Raises as `compare_counters`.
     """
     if not store().hget(keys.meta(0), "generation"):
         return
-    still_open = set(open_subjects(AlarmKind.COUNTERS_DIFFER))
+    were_open = set(open_subjects(AlarmKind.COUNTERS_DIFFER))
     for compared in compare_counters():
         slug = compared.tenant.slug
-        if compared.verdict is Verdict.EQUAL:
-            still_open.discard(slug)
+        if compared.verdict is Verdict.EQUAL and slug in were_open:
+            clear_alarms(AlarmKind.COUNTERS_DIFFER, set(open_subjects(AlarmKind.COUNTERS_DIFFER)) - {slug})
         elif compared.verdict is Verdict.DIFFERS:
-            still_open.add(slug)
             shown = [str(difference) for difference in compared.differences.values()]
             more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
             text = f"The store's counters of {slug} differ from the ledger: {'; '.join(shown[:SHOWN])}{more}."
             raise_alarm(AlarmKind.COUNTERS_DIFFER, slug, text)
-    clear_alarms(AlarmKind.COUNTERS_DIFFER, still_open)
 
 
 def repair(compared: Compared) -> bool:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500  # calls a transaction
 REASON_CHARACTERS = 500
+STORE_SECONDS = 2.0  # a store that hangs keeps nobody waiting: it learns of the decision when it is back
 ABSURD = 10  # times the bound; a provider that reports more is not believed either
 # The ledger doesn't say which secret a call came with, and no row has this id: none is marked as used.
 NO_SECRET = MOST
@@ -60,12 +61,14 @@ NOTHING, ESTIMATE = Ruling("nothing"), Ruling("estimate")
 class Result:
     """What became of the calls: rows of those resolved, why others were not, and how many the store must still learn.
 
-    A reason continues a sentence that begins with the call: "was resolved meanwhile".
+    A reason continues a sentence that begins with the call: "was resolved meanwhile". `store_answers` turns False when
+    the store didn't answer once; it isn't asked again then.
     """
 
     resolved: list[UsageRecord] = field(default_factory=list)
     refused: dict[uuid.UUID, str] = field(default_factory=dict)
     waiting: int = 0
+    store_answers: bool = True
 
 
 def resolve(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str) -> Result:
@@ -74,14 +77,18 @@ def resolve(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str) ->
     A user is noted in the admin's history, too. Raises Refused without a reason, and django.db.OperationalError when
     the database is out of reach: calls may then be resolved already, and trying again leaves those as they are.
     """
+    result = Result()
+    _resolve(rulings, reason, by, result)
+    return result
+
+
+def _resolve(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str, result: Result) -> None:
     if not reason.strip():
         raise Refused("Say why: a decision needs a reason.")
-    result = Result()
     ids = sorted(rulings)
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
         _resolve_batch({request_id: rulings[request_id] for request_id in batch}, reason, by, result)
-    return result
 
 
 def resolve_matching(calls: QuerySet[UsageRecord], ruling: Ruling, reason: str, by: User | str) -> Result:
@@ -90,10 +97,7 @@ def resolve_matching(calls: QuerySet[UsageRecord], ruling: Ruling, reason: str, 
     last = uuid.UUID(int=0)
     while ids := list(_ids(calls.filter(request_id__gt=last))[:BATCH]):
         last = ids[-1]
-        found = resolve(dict.fromkeys(ids, ruling), reason, by)
-        result.resolved += found.resolved
-        result.refused |= found.refused
-        result.waiting += found.waiting
+        _resolve(dict.fromkeys(ids, ruling), reason, by, result)
     return result
 
 
@@ -144,7 +148,7 @@ def _resolve_batch(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | 
         ledger.write([_event(ending) for ending in endings.values()], note, only_unresolved=True)
     result.refused |= dict.fromkeys(endings.keys() - set(done), MEANWHILE)
     result.resolved += [calls[request_id] for request_id in done]
-    result.waiting += _tell_store([endings[request_id] for request_id in done])
+    result.waiting += _tell_store([endings[request_id] for request_id in done], result)
 
 
 def _open_calls(rulings: Mapping[uuid.UUID, Ruling], result: Result) -> dict[uuid.UUID, UsageRecord]:
@@ -159,9 +163,14 @@ def _open_calls(rulings: Mapping[uuid.UUID, Ruling], result: Result) -> dict[uui
             result.refused[request_id] = objection
         else:
             calls[request_id] = of_call[0]
-    for request_id in _settled(calls):
-        del calls[request_id]
-        result.refused[request_id] = SETTLED
+    if result.store_answers:
+        try:
+            settled = _settled(calls)
+        except redis.RedisError:
+            result.store_answers, settled = False, set()
+        for request_id in settled:
+            del calls[request_id]
+            result.refused[request_id] = SETTLED
     return calls
 
 
@@ -177,29 +186,26 @@ def _objection(rows: Sequence[UsageRecord], ruling: Ruling) -> str | None:
         return f"was resolved before, as {newest.outcome}{how}"
     if ruling.outcome == "actual":
         if ruling.images is not None and not 0 <= ruling.images <= first.n:
-            return f"can't have drawn {ruling.images} images: {first.n} were asked for"
+            return f"can't have drawn {ruling.images} images: {first.n} {'was' if first.n == 1 else 'were'} asked for"
         if not 0 <= ruling.tokens <= ABSURD * first.charged_tokens:
             return f"can't have cost {ruling.tokens} tokens: its bound is {first.charged_tokens}"
     return None
 
 
 def _settled(calls: Mapping[uuid.UUID, UsageRecord]) -> set[uuid.UUID]:
-    """Of these calls those that the store has settled since, as far as it can be asked: their events still wait.
+    """Of these calls those that the store has settled since: their events still wait. Raises redis.RedisError.
 
     Deciding now would write something that the books are about to know. Where no event waits the books know better:
     they were restored from a backup, say.
     """
     shards = {request_id: _shard(call) for request_id, call in calls.items()}
     waiting = sorted(set(shards.values()))
-    try:
-        with store().pipeline(transaction=False) as pipeline:
-            for shard in waiting:
-                pipeline.xlen(keys.usage(shard))
-            for request_id, shard in shards.items():
-                pipeline.hget(keys.reservation(shard, str(request_id)), "state")
-            answers = pipeline.execute()
-    except redis.RedisError:
-        return set()
+    with store(STORE_SECONDS).pipeline(transaction=False) as pipeline:
+        for shard in waiting:
+            pipeline.xlen(keys.usage(shard))
+        for request_id, shard in shards.items():
+            pipeline.hget(keys.reservation(shard, str(request_id)), "state")
+        answers = pipeline.execute()
     busy = {shard for shard, length in zip(waiting, answers, strict=False) if length}
     states = zip(shards.items(), answers[len(waiting) :], strict=True)
     return {request_id for (request_id, shard), state in states if shard in busy and state in {b"SETTLED", b"VOIDED"}}
@@ -212,15 +218,15 @@ def _shard(call: UsageRecord) -> int:
 def _ending(row: UsageRecord, ruling: Ruling, reason: str) -> Ending:
     """A ruling as any other end of a call."""
     kind = "void" if ruling.outcome == "nothing" else "exact"
-    images, tokens, provenance = {
-        "nothing": (0, 0, "derived"),
-        "estimate": (row.images, row.charged_tokens, "estimated"),
-        "actual": (row.n if ruling.images is None else ruling.images, ruling.tokens, "derived"),
+    images, tokens = {
+        "nothing": (0, 0),
+        "estimate": (row.images, row.charged_tokens),
+        "actual": (row.n if ruling.images is None else ruling.images, ruling.tokens),
     }[ruling.outcome]
     call: dict[str, Any] = {"v": 1, "tenant": row.tenant_id, "member": row.member_id, "token": row.token_id}
     call |= {"secret": NO_SECRET, "model": row.model, "size": row.size, "n": row.n, "provider": row.provider}
     result: dict[str, Any] = {"images": images, "input": None, "output": None, "reported": None, "charged": tokens}
-    result |= {"provenance": provenance, "provider_request_id": row.provider_request_id}
+    result |= {"provenance": "decided", "provider_request_id": row.provider_request_id}
     result |= {"latency_ms": row.latency_ms, "reason": reason}
     return Ending(
         str(row.request_id),
@@ -248,12 +254,15 @@ def _event(ending: Ending) -> UsageEvent:
     )
 
 
-def _tell_store(endings: Sequence[Ending]) -> int:
-    """Have the store end these calls, too; returns how many it must still learn of."""
+def _tell_store(endings: Sequence[Ending], result: Result) -> int:
+    """Have the store end these calls, too, if it answers; returns how many it must still learn of."""
     if not endings:
         return 0
-    try:
-        unsettled.tell(endings)
-    except redis.RedisError as exc:
-        logger.warning("Resolved calls wait for the store: it is out of reach (%s)", type(exc).__name__)
+    if result.store_answers:
+        try:
+            unsettled.tell(endings)
+        except redis.RedisError:
+            result.store_answers = False
+    if not result.store_answers:
+        logger.warning("Resolved calls wait for the store: it is out of reach")
     return UnsettledCall.objects.filter(pk__in=[ending.request_id for ending in endings]).count()

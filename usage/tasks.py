@@ -71,8 +71,10 @@ def check_sequences() -> None:
 def check_alarms() -> None:
     """Open and close alarms, and mail those that nobody has been told of."""
     try:
-        alarmchecks.check()
-        alarms.send_mails()
+        try:
+            alarmchecks.check()
+        finally:
+            alarms.send_mails()
     except OperationalError as exc:
         logger.error("Alarms can't be kept or mailed: PostgreSQL is out of reach (%s)", type(exc).__name__)
 

@@ -6,16 +6,16 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import redis
-from django.conf import settings
 from django.contrib import admin
 from django.db.models import Sum
 from django.http import HttpRequest
 from django.utils.timezone import now
 
-from gateway.metrics import read_store
+from config.redis import PAGE_SECONDS, store
 from gateway.models import Model
 from tokens.models import ProxyToken, Tenant
-from usage.models import DailyUsage, QuarantinedEvent, UsageRecord
+from usage import drain
+from usage.models import Alarm, DailyUsage, QuarantinedEvent, UsageRecord
 from usage.unresolved import admitted_between, still_unresolved
 
 TENANTS_SHOWN = 12
@@ -46,6 +46,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "totals": totals,
         "costs": money(costs),
         "tenants_today": [{**row, "costs": money(row["costs"])} for row in rows[:TENANTS_SHOWN]],
+        "alarms": Alarm.objects.filter(closed_at=None).count(),
         "unresolved": still_unresolved(admitted_between(UsageRecord.objects.order_by(), since, None)).count(),
         "unresolved_since": since,
         "quarantined": QuarantinedEvent.objects.filter(resolved_at=None).count(),
@@ -54,10 +55,18 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "has_default": Model.objects.filter(active=True, default=True).exists(),
     }
     try:
-        context["backlog"] = int(read_store(settings.SHARDS)["gateway_backlog_events"])
+        context["backlog"] = events_waiting()
     except redis.RedisError:
         context["store_away"] = True
     return context
+
+
+def events_waiting() -> int:
+    """The usage events that aren't in the books yet. Raises redis.RedisError."""
+    pipeline = store(PAGE_SECONDS).pipeline(transaction=False)
+    for stream in drain.streams():
+        pipeline.xlen(stream)
+    return sum(pipeline.execute())
 
 
 def todays_rows() -> list[dict[str, Any]]:

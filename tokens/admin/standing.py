@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
-from config.redis import store
+from config.redis import PAGE_SECONDS, store
 from tokens import issuing, records
 from tokens.admission import keys, scripts
 from tokens.admission.admission import standing_command
@@ -94,7 +94,7 @@ def read_use(scope: Scope) -> Use:
     counters = {"today": f"day:{periods.day}", "this month": f"month:{periods.month}"}
     own = _name(scope)
     with answered():
-        pipeline = store().pipeline(transaction=True)
+        pipeline = store(PAGE_SECONDS).pipeline(transaction=True)
         for period in counters.values():
             pipeline.hmget(keys.use(shard, own, period), FIELDS)
         pipeline.zcount(keys.inflight(shard, own), f"({int(now * 1_000_000)}", "+inf")
@@ -123,7 +123,7 @@ def today_of(tenants: Iterable[Tenant]) -> dict[int, Figures]:
     now = time.time()
     listed = list(tenants)
     with answered():
-        pipeline = store().pipeline(transaction=False)
+        pipeline = store(PAGE_SECONDS).pipeline(transaction=False)
         for tenant in listed:
             day = open_periods(_calendar(tenant), now).day
             pipeline.hmget(keys.use(records.shard_of(tenant.pk), _name(tenant), f"day:{day}"), FIELDS)

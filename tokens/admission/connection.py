@@ -107,11 +107,13 @@ class _Protocol(asyncio.Protocol):
 class StoreConnection:
     """The connection of one process's event loop. Make one per loop, after any fork.
 
-    `on_connect` runs on each new connection before calls are accepted; what it raises closes it again.
+    `on_connect` runs on each new connection before calls are accepted; what it raises closes it again. `run_id` is for
+    it to set: the server's, empty while it isn't known. A call made with it reaches that server or none.
     """
 
     def __init__(self, address: Address, timeout: float, on_connect: Callable[[], Awaitable[None]]) -> None:
         self.address, self.timeout = address, timeout
+        self.run_id = ""
         self._on_connect = on_connect
         self._protocol: _Protocol | None = None
         self._ready = False
@@ -208,7 +210,7 @@ class StoreConnection:
                 continue
 
     def _drop(self) -> None:
-        self._ready = False
+        self._ready, self.run_id = False, ""
         protocol, self._protocol = self._protocol, None
         if protocol is not None and protocol.transport is not None:
             protocol.transport.abort()

@@ -33,8 +33,11 @@ class Ending:
     decided: bool = False
 
 
-def command(ending: Ending, only_overdue: bool = False) -> list[Any]:
-    """The keys and arguments of the finish script, the number of keys first."""
+def command(ending: Ending, only_overdue: bool = False, run_id: str = "") -> list[Any]:
+    """The keys and arguments of the finish script, the number of keys first.
+
+    `run_id` is that of the server which will run it, to be given only by who can't be connected to another meanwhile.
+    """
     shard = ending.shard
     return [
         5,
@@ -54,12 +57,13 @@ def command(ending: Ending, only_overdue: bool = False) -> list[Any]:
         ending.answer,
         int(only_overdue),
         int(ending.decided),
+        run_id,
     ]
 
 
 async def finish(store: StoreConnection, ending: Ending) -> bytes:
     """End a call; DONE or REPEAT. Raises StoreUnavailable and StoreError."""
-    reply = await store.run(scripts.finish(), *command(ending))
+    reply = await store.run(scripts.finish(), *command(ending, run_id=store.run_id))
     return bytes(reply[0])
 
 

@@ -1,6 +1,8 @@
 """What the commands about tenants, tokens and limits share: finding what is named, and errors as one sentence."""
 
 import datetime as dt
+import os
+import pwd
 import re
 from argparse import ArgumentParser
 from typing import Any
@@ -15,7 +17,6 @@ from tokens.issuing import Scope
 from tokens.models import Membership, ProxyToken, Tenant
 from tokens.outbox import Published
 
-BY = "command line"  # stands for the person in what a command changes
 MOST_HOURS = 24 * 36_500
 
 _DURATION = re.compile(r"(\d{1,7})([dh])")
@@ -48,6 +49,16 @@ class VerbCommand(BaseCommand):
         """Say so when the admission store has yet to learn of a change."""
         if directory.is_waiting(changed):
             self.note("The admission store did not answer: this takes effect when it is back.")
+
+
+def operator() -> str:
+    """Who runs the command, for what it changes: the command line and, in brackets, the operating system's user."""
+    number = os.getuid()
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except KeyError:  # as in a container that runs under any number
+        name = f"uid {number}"
+    return f"command line ({name})"
 
 
 def sentence(exc: ValidationError) -> str:
@@ -152,4 +163,4 @@ def issue_options(options: dict[str, Any], at: dt.datetime) -> tuple[Membership,
     tenant = find_tenant(options["tenant"])
     expires_at = parse_expiry(options["expires"], tenant, at) if options["expires"] else None
     member = issuing.add_member(tenant, options["user"])
-    return member, {"expires_at": expires_at, "limit_texts": options["limit"], "created_by": BY}
+    return member, {"expires_at": expires_at, "limit_texts": options["limit"], "created_by": operator()}

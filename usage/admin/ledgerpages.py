@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import (
@@ -59,6 +60,11 @@ class OutcomeFilter(DropdownFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[UsageRecord]) -> QuerySet[UsageRecord]:
         """Narrow the list."""
         return still_unresolved(queryset) if self.value() else queryset
+
+
+def rows_url(request_id: uuid.UUID) -> str:
+    """The address of the list of all ledger rows of a call."""
+    return f"{reverse('admin:usage_usagerecord_changelist')}?q={request_id}"
 
 
 @admin.register(UsageRecord)
@@ -123,6 +129,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
                     ("token", "reason"),
                     ("model", "size"),
                     ("n", "images"),
+                    "rows_of_call",
                 )
             },
         ),
@@ -166,8 +173,19 @@ class UsageRecordAdmin(ReadOnlyAdmin):
 
     @display(description="at (UTC)")
     def when(self, row: UsageRecord) -> SafeString:
-        """When the call came in."""
-        return in_one_line(f"{row.at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}")
+        """When the call came in; of a correction, when it was recorded, too."""
+        at = in_one_line(f"{row.at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}")
+        if row.kind != Kind.CORRECTION:
+            return at
+        recorded = f"{row.recorded_at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
+        return format_html('{}<br><span class="gw-quiet gw-when">recorded {}</span>', at, recorded)
+
+    @display(description="the call's rows")
+    def rows_of_call(self, row: UsageRecord) -> SafeString:
+        """A link to all rows of its request id: the first, and its corrections."""
+        count = UsageRecord.objects.filter(request_id=row.request_id).count()
+        text = "This is the only one" if count == 1 else f"All {count}, corrections too"
+        return format_html('<a class="gw-link" href="{}">{}</a>', rows_url(row.request_id), text)
 
     @display(description="images")
     def pictures(self, row: UsageRecord) -> str:

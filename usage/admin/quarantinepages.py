@@ -1,26 +1,40 @@
 """Events that couldn't be booked: look at them, try them again, set them aside."""
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.shortcuts import get_object_or_404
+from django.db.models import F, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import DropdownFilter
+from unfold.dataclasses import UnfoldAction
 from unfold.decorators import action, display
 
 from tokens.errors import Refused
+from tokens.models import Tenant
 from usage import retrying
+from usage.admin.readonly import in_one_line
+from usage.admin.reasons import ask_for_many
 from usage.admin.resolvingforms import ReasonForm
 from usage.models import QuarantinedEvent
+from usage.quarantine import USED_TWICE, whose
+
+ERRORS = {
+    "BadEventError": "Can't be read",
+    "FutureEventError": "Of a newer version than this one",
+    "PoisonError": "Booking it ended processes",
+    "IntegrityError": "Refused by the database",
+    "DataError": "Refused by the database",
+    USED_TWICE: "Booked; its number came twice",
+}
 
 
 class OpenFilter(DropdownFilter):
@@ -42,13 +56,28 @@ class OpenFilter(DropdownFilter):
 class QuarantinedEventAdmin(ModelAdmin):
     """Events that couldn't be booked, with what became of them."""
 
-    list_display = ("at", "state", "error", "message")
+    list_display = ("number", "shown_at", "state", "shown_tenant", "call", "shown_error", "message")
+    list_display_links = ("number", "shown_at")
+    list_per_page = 50
+    sortable_by = ()
+    ordering = (F("resolved_at").desc(nulls_first=True), "-id")
     list_filter = (OpenFilter,)
     list_filter_submit = True
     search_fields = ("error", "message")
-    fields = ("at", "error", "message", "shown_resolution", "fields_as_they_came")
+    fields = (
+        "number",
+        "shown_at",
+        "shown_error",
+        "message",
+        "state",
+        "shown_resolution",
+        "shown_by",
+        "shown_end",
+        "call",
+        "fields_as_they_came",
+    )
     readonly_fields = fields
-    actions = ("retry_selected",)
+    actions = ("retry_selected", "set_aside_selected")
     actions_detail = ("retry", "set_aside")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -66,6 +95,27 @@ class QuarantinedEventAdmin(ModelAdmin):
     def has_resolve_permission(self, request: HttpRequest, object_id: object = None) -> bool:
         """Whoever has the right to change events deals with them."""
         return bool(request.user.has_perm("usage.change_quarantinedevent"))
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The list, each row with its tenant's short name as far as the event can be read.
+
+        An empty list says of what there is none.
+        """
+        listed = super().get_changelist_instance(request)
+        entries: list[Any] = list(listed.result_list)
+        tenants = {entry.pk: whose(entry.raw)[0] for entry in entries}
+        known = {tenant for tenant in tenants.values() if tenant is not None}
+        slugs = dict(Tenant.objects.filter(pk__in=known).values_list("pk", "slug"))
+        for entry in entries:
+            entry.tenant_slug = slugs.get(tenants[entry.pk] or 0)
+        listed.result_list = entries
+        listed.nothing = "No open events." if request.GET.get("open") == "1" and not listed.query else ""
+        return listed
+
+    def get_actions_detail(self, request: HttpRequest, object_id: int) -> list[UnfoldAction]:
+        """What can be done with an open event; with one that was dealt with, nothing."""
+        entry = self.get_object(request, str(object_id))
+        return super().get_actions_detail(request, object_id) if entry and entry.resolved_at is None else []
 
     @action(description="Try again", icon="replay", url_path="retry", permissions=["resolve"])
     def retry(self, request: HttpRequest, object_id: int) -> HttpResponse:
@@ -108,6 +158,33 @@ class QuarantinedEventAdmin(ModelAdmin):
         text = f"{booked} booked, {failed} not: each says why."
         messages.add_message(request, messages.WARNING if failed else messages.SUCCESS, text)
 
+    @action(description="Set selected events aside", permissions=["resolve"])
+    def set_aside_selected(self, request: HttpRequest, queryset: QuerySet[QuarantinedEvent]) -> HttpResponse | None:
+        """Ask why, then close those of the selected that are open."""
+        entries = list(queryset.filter(resolved_at=None))
+        if not entries:
+            messages.info(request, "All of these were dealt with already.")
+            return None
+        reason = ask_for_many(
+            self,
+            request,
+            title=f"Set {len(entries)} event{'' if len(entries) == 1 else 's'} aside?",
+            text="They will not be booked. Should one of them come once more, it is open again.",
+            submit_text="Set aside",
+            back=reverse("admin:usage_quarantinedevent_changelist"),
+        )
+        if not isinstance(reason, str):
+            return reason
+        done = 0
+        for entry in entries:
+            try:
+                retrying.set_aside(entry, reason, request.user)  # type: ignore[arg-type]
+                done += 1
+            except Refused as exc:
+                messages.warning(request, f"Event {entry.pk}: {exc}")
+        messages.success(request, f"{done} set aside.")
+        return None
+
     def _ask(
         self,
         request: HttpRequest,
@@ -118,8 +195,13 @@ class QuarantinedEventAdmin(ModelAdmin):
         **texts: Any,
     ) -> HttpResponse:
         """Ask first, act on POST only."""
-        entry = get_object_or_404(QuarantinedEvent, pk=object_id)
+        entry = self.get_object(request, str(object_id))
+        if entry is None:
+            raise Http404
         back = reverse("admin:usage_quarantinedevent_change", args=(entry.pk,))
+        if request.method == "GET" and entry.resolved_at is not None:
+            messages.info(request, f"It was dealt with already: {entry.resolution}.")
+            return HttpResponseRedirect(back)
         form = form_class(request.POST if request.method == "POST" else None)
         if form.is_valid():
             try:
@@ -147,13 +229,51 @@ class QuarantinedEventAdmin(ModelAdmin):
 
     @display(description="what became of it")
     def shown_resolution(self, entry: QuarantinedEvent) -> str:
-        """What was done, by whom and when."""
+        """What was done, and why."""
         if entry.resolved_at is None:
             return "Open: nobody has dealt with it"
-        by = f" by {entry.resolved_by}" if entry.resolved_by else ""
-        return f"{entry.resolution.capitalize()}{by}, {entry.resolved_at:%Y-%m-%d %H:%M} UTC"
+        return entry.resolution[:1].upper() + entry.resolution[1:]
+
+    @display(description="by")
+    def shown_by(self, entry: QuarantinedEvent) -> str:
+        """Who did it; the command line's user stands with what was done."""
+        return str(entry.resolved_by) if entry.resolved_by else "–"
+
+    @display(description="dealt with at (UTC)")
+    def shown_end(self, entry: QuarantinedEvent) -> SafeString:
+        """When that was."""
+        return _moment(entry.resolved_at)
+
+    @display(description="at (UTC)")
+    def shown_at(self, entry: QuarantinedEvent) -> SafeString:
+        """When it was put aside."""
+        return _moment(entry.at)
+
+    @display(description="id")
+    def number(self, entry: QuarantinedEvent) -> int:
+        """As the command line names it."""
+        return entry.pk
+
+    @display(description="error")
+    def shown_error(self, entry: QuarantinedEvent) -> str:
+        """Why it wasn't booked as it came, in words."""
+        return ERRORS.get(entry.error, entry.error)
+
+    @display(description="tenant")
+    def shown_tenant(self, entry: Any) -> str:
+        """Its short name, as far as the event can be read."""
+        return entry.tenant_slug or "–"
+
+    @display(description="request id")
+    def call(self, entry: QuarantinedEvent) -> SafeString:
+        """As the client was told it, as far as the event can be read."""
+        return format_html('<code class="gw-id">{}</code>', whose(entry.raw)[1] or "–")
 
     @display(description="event")
     def fields_as_they_came(self, entry: QuarantinedEvent) -> SafeString:
         """The event, indented."""
         return format_html('<pre class="gw-raw">{}</pre>', json.dumps(entry.raw, indent=2, ensure_ascii=False))
+
+
+def _moment(at: dt.datetime | None) -> SafeString:
+    return in_one_line(f"{at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}" if at else "–")

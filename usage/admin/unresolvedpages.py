@@ -18,13 +18,22 @@ from unfold.decorators import action, display
 
 from usage import resolving
 from usage.admin.daily import ModelFilter
-from usage.admin.ledgerpages import DayFilter, UsageRecordAdmin
+from usage.admin.ledgerpages import DayFilter, UsageRecordAdmin, rows_url
 from usage.admin.readonly import in_one_line
-from usage.admin.resolvingforms import ListForm, ManyForm, OneForm
+from usage.admin.resolvingforms import ListForm, ManyForm, OneForm, written
 from usage.models import UnresolvedCall, UsageRecord
 from usage.resolving import Result
 
+ID_DIGITS = 19  # no id has so many
 MOST_AT_ONCE = 10_000  # a page must answer; the command line has no such bound
+REASONS = {
+    "lease_ended": "Its process ended",
+    "upstream_timeout": "No answer in time",
+    "upstream_failed": "Connection broke off",
+    "no_image": "Answer without an image",
+    "storage_failed": "Image could not be stored",
+    "internal_error": "Error of the gateway",
+}
 SHOWN = 5  # tenants and refusals that a page names
 
 
@@ -78,7 +87,7 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
 
     def _gone(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """To the ledger's page of a call that was resolved meanwhile; else back to the list."""
-        number = object_id if object_id.isascii() and object_id.isdigit() and len(object_id) < 19 else None
+        number = object_id if object_id.isascii() and object_id.isdigit() and len(object_id) < ID_DIGITS else None
         if number and UsageRecord.objects.filter(pk=number).exists():
             messages.info(request, "This call is resolved.")
             return HttpResponseRedirect(reverse("admin:usage_usagerecord_change", args=(number,)))
@@ -94,7 +103,7 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
             ("Token", call.token.name),
             ("Model", f"{call.model}, {call.size}, {call.n}\u00a0×"),
             ("Bound", f"{call.charged_tokens:,} tokens"),
-            ("Why it isn't known", call.reason or "–"),
+            ("Why it isn't known", _why(call.reason)),
             ("Provider, its request id", f"{call.provider or '–'}, {call.provider_request_id or 'unknown'}"),
         ]
 
@@ -113,22 +122,25 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
             calls = self.get_changelist_instance(request).get_queryset(request).order_by("id")
         except IncorrectLookupParameters:
             return HttpResponseRedirect(f"{self._list_url()}?e=1")
+        until = request.POST.get("until", "")
+        if until.isascii() and until.isdigit() and len(until) < ID_DIGITS:
+            calls = calls.filter(pk__lte=int(until))
+        found = list(calls.values_list("pk", "charged_tokens", "images", "tenant__slug")[: MOST_AT_ONCE + 1])
+        more, found = len(found) > MOST_AT_ONCE, found[:MOST_AT_ONCE]
+        tokens, images = (sum(row[place] for row in found) for place in (1, 2))
         if request.method == "POST":
-            form = ManyForm(request.POST)
+            form = ManyForm(tokens, images, request.POST)
             if form.is_valid():
-                told = calls.filter(pk__lte=form.cleaned_data["until"])
                 reason = form.cleaned_data["reason"]
-                result = resolving.resolve_matching(told, form.ruling(), reason, request.user)  # type: ignore[arg-type]
+                result = resolving.resolve_matching(calls, form.ruling(), reason, request.user)  # type: ignore[arg-type]
                 self._tell(request, result)
                 return HttpResponseRedirect(self._list_url(request))
-        found = list(calls.values_list("pk", "charged_tokens", "tenant__slug")[: MOST_AT_ONCE + 1])
         if not found:
             messages.info(request, "No unresolved call matches.")
             return HttpResponseRedirect(self._list_url(request))
-        more, found = len(found) > MOST_AT_ONCE, found[:MOST_AT_ONCE]
         if request.method != "POST":
-            form = ManyForm(initial={"until": found[-1][0]})
-        tenants = sorted({slug for _, _, slug in found})
+            form = ManyForm(tokens, images, initial={"until": found[-1][0]})
+        tenants = sorted({row[3] for row in found})
         names = ", ".join(tenants[:SHOWN]) + (f" and {len(tenants) - SHOWN} more" if len(tenants) > SHOWN else "")
         return self._ask(
             request,
@@ -136,10 +148,10 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
             title=f"Resolve {_calls(len(found))}?",
             text=f"These are the oldest {MOST_AT_ONCE:,}; more match. Come again for the rest."
             if more
-            else "Each gets a correction in the books, and its quota is free at once.",
+            else "Each gets a correction in the books.",
             facts=[
                 ("Calls", f"{len(found):,}"),
-                ("Tokens at their bounds", f"{sum(tokens for _, tokens, _ in found):,}"),
+                ("At their bounds", f"{tokens:,} tokens, {images:,} image{'' if images == 1 else 's'}"),
                 ("Tenants", f"{len(tenants):,}: {names}"),
             ],
             submit_text="Resolve all of them",
@@ -153,8 +165,12 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
         form = ListForm(request.POST or None)
         if form.is_valid():
             data = form.cleaned_data
-            self._tell(request, resolving.resolve(data["calls"], data["reason"], request.user))  # type: ignore[arg-type]
-            return HttpResponseRedirect(self._list_url())
+            result = resolving.resolve(data["calls"], data["reason"], request.user)  # type: ignore[arg-type]
+            self._tell(request, result)
+            if not result.refused:
+                return HttpResponseRedirect(self._list_url())
+            left = {request_id: ruling for request_id, ruling in data["calls"].items() if request_id in result.refused}
+            form = ListForm(initial={"calls": written(left), "reason": data["reason"]})
         return self._ask(
             request,
             form,
@@ -178,7 +194,11 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
 
     def _tell(self, request: HttpRequest, result: Result) -> None:
         if result.resolved:
-            messages.success(request, f"Resolved {_calls(len(result.resolved))}.")
+            text = f"Resolved {_calls(len(result.resolved))}."
+            if len(result.resolved) == 1:
+                link = '{} <a class="gw-link" href="{}">Its rows in the books</a>'
+                text = format_html(link, text, rows_url(result.resolved[0].request_id))
+            messages.success(request, text)
         for request_id, why in list(result.refused.items())[:SHOWN]:
             messages.warning(request, f"Call {request_id} {why}.")
         if len(result.refused) > SHOWN:
@@ -209,14 +229,22 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
         return in_one_line(f"{row.charged_tokens:,}")
 
     @display(description="reason")
-    def shown_reason(self, row: UnresolvedCall) -> str:
-        """Why its outcome isn't known."""
-        return row.reason or "–"
+    def shown_reason(self, row: UnresolvedCall) -> SafeString:
+        """Why its outcome isn't known, in words, and as the filter takes it."""
+        return format_html(
+            '<span>{}<br><span class="gw-quiet">{}</span></span>', in_one_line(_why(row.reason)), row.reason
+        )
 
     @display(description="request id")
     def call(self, row: UnresolvedCall) -> SafeString:
         """As the client was told it."""
         return format_html('<code class="gw-id">{}</code>', row.request_id)
+
+
+def _why(reason: str) -> str:
+    """A reason of the ledger in words."""
+    status = reason.removeprefix("provider_")
+    return f"Provider answered {status}" if status != reason else REASONS.get(reason, reason or "–")
 
 
 def _calls(count: int) -> str:

@@ -1,6 +1,7 @@
 """`usage reconcile`: the store's counters, or a provider's own account, against the ledger."""
 
 import json
+import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ from usage.management.arguments import day
 from usage.provideraccount import ADVICE, Call, Days, Finding, Totals
 from usage.reconciliation import Compared, Verdict
 
+WIDEST = max(map(len, Finding))
+FORMATS = (
+    "with --provider: list the calls that differ; resolve: those that `usage resolve --list` takes (default: sums)"
+)
+
 
 def add_arguments(verb: ArgumentParser) -> None:
     """What is compared with the ledger, and how it is told."""
@@ -33,7 +39,7 @@ def add_arguments(verb: ArgumentParser) -> None:
     verb.add_argument("--repair", action="store_true", help="with --counters: set what differs to the ledger's figures")
     verb.add_argument("--from", dest="start", type=day, metavar="DAY", help="with --provider: the first day, UTC")
     verb.add_argument("--to", dest="end", type=day, metavar="DAY", help="with --provider: the day after the last")
-    verb.add_argument("--format", choices=["csv", "json"], help="with --provider: list the calls (default: sums)")
+    verb.add_argument("--format", choices=["csv", "json", "resolve"], help=FORMATS)
 
 
 def run(options: dict[str, Any], out: OutputWrapper, errors: OutputWrapper) -> None:
@@ -86,16 +92,16 @@ def _provider(path: Path, days: Days, form: str | None, out: OutputWrapper, erro
                 write_csv(_lines(calls), out)
             case "json":
                 _write_json(calls, totals, out)
+            case "resolve":
+                _write_resolvable(calls, totals, out, errors)
             case _:
                 for _ in calls:  # the sums are all that is told
                     continue
-                _write_table(totals, out)
+                _write_table(totals, _command(path, days), out)
     except provideraccount.BadAccountError as exc:
         raise Refused(str(exc)) from exc
-    except OSError as exc:
-        raise Refused(f"{path} can't be read: {exc.strerror}.") from exc
     _say_what_waits(errors)
-    if totals.different:
+    if totals.different and form != "resolve":  # which did what it was asked for, so that `&&` goes on
         raise CommandError(f"The accounts differ on {totals.different:,} call{'s' if totals.different > 1 else ''}.")
 
 
@@ -129,14 +135,43 @@ def _write_json(calls: Iterator[Call], totals: Totals, out: OutputWrapper) -> No
     out.write(f'\n], "totals": {json.dumps(sums)}}}')
 
 
-def _write_table(totals: Totals, out: OutputWrapper) -> None:
+def _write_resolvable(calls: Iterator[Call], totals: Totals, out: OutputWrapper, errors: OutputWrapper) -> None:
+    """`request_id,tokens[,images]` of the calls that are unresolved and were drawn; what else there is as remarks."""
+    listed, without = 0, 0
+    for call in calls:
+        if call.finding is not Finding.DRAWN_UNRESOLVED:
+            continue
+        if call.drawn_tokens is None:
+            without += 1
+            errors.write(f"{call.request_id} was drawn, and the account doesn't say for how many tokens: not listed.")
+            continue
+        listed += 1
+        images = "" if call.drawn_images is None else f",{call.drawn_images}"
+        out.write(f"{call.request_id},{call.drawn_tokens}{images}")
+    others = totals.different - listed - without
+    more = f" {others:,} more differ otherwise: see them without --format." if others else ""
+    errors.write(f"{listed:,} call{'' if listed == 1 else 's'} to resolve.{more}")
+
+
+def _command(path: Path, days: Days) -> str:
+    """The command that compares the same once more."""
+    words = ["manage.py", "usage", "reconcile", "--provider", str(path)]
+    words += ["--from", str(days.start)] if days.start else []
+    words += ["--to", str(days.end)] if days.end else []
+    return shlex.join(words)
+
+
+def _write_table(totals: Totals, again: str, out: OutputWrapper) -> None:
+    """Sums by what was found, then what can be done about each finding."""
     rows = [(finding, totals.rows[finding]) for finding in Finding if finding in totals.rows]
-    out.write(f"{'':<23}{'calls':>10}{'tokens drawn':>16}{'tokens charged':>16}")
+    out.write(f"{'':<{WIDEST}}{'calls':>10}{'tokens drawn':>16}{'tokens charged':>16}")
     for finding, (calls, drawn, charged) in rows:
-        advice = f"   {ADVICE[finding]}" if finding in ADVICE else ""
-        out.write(f"{finding.value:<23}{calls:>10,}{drawn:>16,}{charged:>16,}{advice}")
+        out.write(f"{finding.value:<{WIDEST}}{calls:>10,}{drawn:>16,}{charged:>16,}")
     calls, drawn, charged = (sum(column) for column in zip((0, 0, 0), *(row for _, row in rows), strict=True))
-    out.write(f"{'total':<23}{calls:>10,}{drawn:>16,}{charged:>16,}")
+    out.write(f"{'total':<{WIDEST}}{calls:>10,}{drawn:>16,}{charged:>16,}")
+    for finding, _ in rows:
+        if finding in ADVICE:
+            out.write(f"\n{finding.value}:\n  {ADVICE[finding].replace('{again}', again)}")
 
 
 def _say_what_waits(errors: OutputWrapper) -> None:

@@ -13,7 +13,7 @@ from django.core.management.base import CommandError, OutputWrapper
 from django.db.models import QuerySet
 
 from tokens.errors import Refused
-from tokens.management.base import BY, find_tenant, moment, one_line
+from tokens.management.base import find_tenant, moment, one_line, operator
 from usage import resolving
 from usage.exports import write_csv
 from usage.management.arguments import day
@@ -78,27 +78,30 @@ def list_unresolved(options: dict[str, Any], out: OutputWrapper) -> None:
 
 def run(options: dict[str, Any], out: OutputWrapper, errors: OutputWrapper) -> None:
     """Resolve, and write a line a call. Raises Refused, and CommandError when one of them wasn't resolved."""
-    named, reason = options["request_ids"], options["reason"]
+    named, reason, by = options["request_ids"], options["reason"], operator()
     filtered = any(options[name] for name in ("tenant", "start", "end", "model"))
     if options["images"] is not None and options["tokens"] is None:
         raise Refused("--images goes with --tokens.")
     if options["list"] is not None:
         if named or filtered:
             raise Refused("--list names the calls itself.")
-        result = resolving.resolve(_read(options["list"]), reason, BY)
+        rulings = _read(options["list"])
+        if not rulings:
+            errors.write("The list names no calls.")
+        result = resolving.resolve(rulings, reason, by)
     elif bool(named) == filtered:
         raise Refused("Name the calls, either by their request ids or by --tenant, --from, --to and --model.")
     elif options["tokens"] is not None:
         if len(set(named)) != 1:
             raise Refused("--tokens is for one call; give --list FILE for several.")
         ruling = Ruling("actual", options["tokens"], options["images"])
-        result = resolving.resolve({named[0]: ruling}, reason, BY)
+        result = resolving.resolve({named[0]: ruling}, reason, by)
     else:
         ruling = NOTHING if options["nothing"] else ESTIMATE
         if named:
-            result = resolving.resolve(dict.fromkeys(named, ruling), reason, BY)
+            result = resolving.resolve(dict.fromkeys(named, ruling), reason, by)
         else:
-            result = resolving.resolve_matching(_matching(options), ruling, reason, BY)
+            result = resolving.resolve_matching(_matching(options), ruling, reason, by)
     _tell(result, out, errors)
 
 
@@ -123,13 +126,15 @@ def _matching(options: dict[str, Any]) -> QuerySet[UsageRecord]:
 
 
 def _read(path: Path) -> dict[uuid.UUID, Ruling]:
-    if str(path) == "-":
-        return resolving.read_rulings(sys.stdin)
     try:
+        if str(path) == "-":
+            return resolving.read_rulings(sys.stdin)
         with path.open(encoding="utf-8-sig", newline="") as file:
             return resolving.read_rulings(file)
-    except (OSError, UnicodeDecodeError) as exc:
-        raise Refused(f"{path} can't be read ({type(exc).__name__}).") from exc
+    except UnicodeDecodeError as exc:
+        raise Refused(f"{path} is not UTF-8 text.") from exc
+    except OSError as exc:
+        raise Refused(f"{path} can't be read: {exc.strerror}.") from exc
 
 
 def _columns(call: UsageRecord) -> list[str | int]:

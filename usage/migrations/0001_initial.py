@@ -69,6 +69,7 @@ class Migration(migrations.Migration):
                             ("derived", "Derived from what the provider reported"),
                             ("estimated", "Estimated"),
                             ("missing", "Not reported: charged at the estimate"),
+                            ("decided", "Decided by a person"),
                         ]
                     ),
                 ),

@@ -25,7 +25,7 @@ CREATE TABLE usage_record (
     output_tokens bigint,
     reported_tokens bigint,
     charged_tokens bigint NOT NULL,
-    provenance text NOT NULL CHECK (provenance IN ('reported', 'derived', 'estimated', 'missing')),
+    provenance text NOT NULL CHECK (provenance IN ('reported', 'derived', 'estimated', 'missing', 'decided')),
     price_per_image numeric(18, 8),
     price_per_million_tokens numeric(18, 8),
     cost numeric(30, 14),

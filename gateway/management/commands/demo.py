@@ -64,8 +64,10 @@ class Command(BaseCommand):
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as exc:
-        raise CommandError(f"{path} can't be read: {type(exc).__name__}.") from exc
+    except OSError as exc:
+        raise CommandError(f"{path} can't be read: {exc.strerror}.") from exc
+    except UnicodeDecodeError as exc:
+        raise CommandError(f"{path} can't be read: it is not UTF-8 text.") from exc
 
 
 @transaction.atomic

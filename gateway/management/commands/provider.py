@@ -93,8 +93,10 @@ def _key(provider: str, source: str | None) -> str | None:
         if source != "-":
             return Path(source).read_text(encoding="utf-8").strip()
         return (getpass.getpass(f"Key of {provider}: ") if sys.stdin.isatty() else sys.stdin.read()).strip()
-    except (OSError, ValueError) as exc:
-        raise CommandError(f"The key can't be read from {source}: {type(exc).__name__}.") from exc
+    except OSError as exc:
+        raise CommandError(f"The key can't be read from {source}: {exc.strerror}.") from exc
+    except UnicodeDecodeError as exc:
+        raise CommandError(f"The key can't be read from {source}: it is not UTF-8 text.") from exc
 
 
 def _line(model: Model) -> str:

@@ -4,7 +4,8 @@
 -- ARGV 1 request id, 2 kind, 3 tenant id, 4 images, 5 tokens (what is charged; unresolved: ignored, the reservation's
 --      own figures are held), 6 whether the request stays counted (1, 0), 7 result (JSON), 8 call (JSON, for when
 --      there is no reservation), 9 answer to replay under the idempotency key or '', 10 only when the lease is over
---      (1, 0), 11 whether a person decided it (1, 0): a void that exact may still replace.
+--      (1, 0), 11 whether a person decided it (1, 0): a void that exact may still replace, 12 run id of the server that
+--      the caller is connected to, or '' when it may be another by now: then the server is asked, which takes longer.
 -- Reply {status, detail}: DONE (and the sequence number), REPEAT (already ended so; detail: the state), EARLY.
 -- A repeat changes nothing. What ended as unresolved may still become exact or void, what a person then made void still
 -- exact: counters move by the difference.
@@ -22,7 +23,7 @@ local reservation = redis.call('HMGET', KEYS[1], 'state', 'images', 'tokens', 'l
 local state, held, call = reservation[1], reservation[5], reservation[6]
 local overruled = state == 'VOIDED' and reservation[10] and kind == 'exact'
 local late = state == 'EXPIRED' and kind ~= 'unresolved' or overruled
-local decided = ARGV[11] == '1' and kind == 'void' and state
+local decided = ARGV[11] == '1' and kind == 'void'
 if state and state ~= 'RESERVED' and not late then
   return {'REPEAT', state}
 end
@@ -65,6 +66,8 @@ end
 
 -- Counters that were rebuilt since know nothing of this reservation: its event alone is what counts then.
 local generation = redis.call('HGET', KEYS[5], 'generation')
+local run_id = ARGV[12] ~= '' and ARGV[12] or string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local confirmed = generation and string.sub(generation, -#run_id - 1) == ':' .. run_id
 local counted = generation and reservation[9]
   and string.match(generation, '^[^:]*') == string.match(reservation[9], '^[^:]*')
 
@@ -101,14 +104,17 @@ elseif state and kind ~= 'unresolved' then -- so that the hour it is remembered 
 else
   redis.call('HSET', KEYS[1], 'state', STATES[kind])
 end
-redis.call('EXPIRE', KEYS[1], decided and DECIDABLE or TTL[kind])
+if not (decided and state == 'EXPIRED') then -- that one keeps its end, or each decision would fill the store anew
+  redis.call('EXPIRE', KEYS[1], decided and DECIDABLE or TTL[kind])
+end
 
 -- A call that was neither admitted nor sent leaves no event, only its mark: an admission on its way finds it.
 if not state and kind == 'void' and keep == 0 then
   return {'DONE', ''}
 end
--- Without a generation the store was emptied: numbers would begin again, so the event carries none.
-local sequence = generation and redis.call('INCR', KEYS[4]) or ''
+-- A server that the guardian hasn't vouched for since it was started may have been emptied or rolled back: it would give
+-- numbers a second time, and by them pass for one that has lost nothing. So the event carries none.
+local sequence = confirmed and redis.call('INCR', KEYS[4]) or ''
 redis.call('XADD', KEYS[3], '*', 'request_id', ARGV[1], 'kind', kind, 'sequence', sequence,
-  'generation', generation or '', 'tenant', ARGV[3], 'call', call or ARGV[8], 'result', ARGV[7])
+  'generation', confirmed and generation or '', 'tenant', ARGV[3], 'call', call or ARGV[8], 'result', ARGV[7])
 return {'DONE', sequence}

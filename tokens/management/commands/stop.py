@@ -2,7 +2,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from tokens import installation, stopping
-from tokens.management.base import BY, VerbCommand
+from tokens.management.base import VerbCommand, operator
 
 
 class Command(VerbCommand):
@@ -20,7 +20,7 @@ class Command(VerbCommand):
             durable = installation.stop_all()
             self.stdout.write("All calls are stopped.")
         else:
-            durable = stopping.suspend_tenant(options["tenant"], BY)
+            durable = stopping.suspend_tenant(options["tenant"], operator())
             self.stdout.write(f"Tenant {options['tenant']} is suspended: no call of its tokens is admitted.")
         if not durable:
             self.note("The database did not answer: the admission store keeps this until it is back.")

@@ -5,7 +5,7 @@ from django.db.models import Count
 from django.utils.timezone import now
 
 from tokens import issuing, stopping
-from tokens.management.base import BY, VerbCommand, one_line
+from tokens.management.base import VerbCommand, one_line, operator
 from tokens.models import Membership, ProxyToken, Tenant
 
 
@@ -44,7 +44,7 @@ class Command(VerbCommand):
 
     def do_suspend(self, options: dict[str, Any]) -> None:
         """Suspend a tenant, in the admission store first."""
-        durable = stopping.suspend_tenant(options["slug"], BY)
+        durable = stopping.suspend_tenant(options["slug"], operator())
         self.stdout.write(f"Tenant {options['slug']} is suspended: no call of its tokens is admitted.")
         if not durable:
             self.note("The database did not answer: the admission store keeps this until it is back.")

@@ -7,13 +7,13 @@ from django.utils.timezone import now
 
 from tokens import issuing, stopping
 from tokens.management.base import (
-    BY,
     VerbCommand,
     find_tenant,
     find_token,
     issue_options,
     moment,
     one_line,
+    operator,
     parse_duration,
 )
 from tokens.models import ProxyToken, Secret
@@ -120,7 +120,7 @@ class Command(VerbCommand):
             self.do_end_grace(options)
             return
         token_id = options["token_id"]
-        durable = stopping.revoke(token_id, BY, options["reason"])
+        durable = stopping.revoke(token_id, operator(), options["reason"])
         self.stdout.write(f"Token {token_id} is revoked.")
         if not durable:
             self.note("The database did not answer: the admission store keeps the revocation until it is back.")

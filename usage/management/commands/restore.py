@@ -47,18 +47,16 @@ class Command(BaseCommand):
         except archive.DamagedArchive as exc:
             raise CommandError(str(exc)) from exc
         except (DatabaseError, psycopg.Error) as exc:  # COPY's come as they are; their text would show rows
-            raise CommandError(f"Nothing was restored: the database refused it ({type(exc).__name__}).") from exc
+            raise CommandError(f"Nothing was restored: the database refused it{_state(exc)}.") from exc
         except redis.RedisError as exc:
-            raise CommandError(f"Nothing was restored: the admission store fails ({type(exc).__name__}).") from exc
+            raise CommandError(f"Nothing was restored: the admission store {_failure(exc)}.") from exc
         except OSError as exc:
             raise CommandError(f"Nothing was restored: {exc.filename or file}: {exc.strerror}.") from exc
         try:
             # Nothing can be in flight for tenants that the store doesn't know, so no lease is waited for.
             guardian.start_over()
         except (redis.RedisError, StoreUnavailable) as exc:
-            text = (
-                f"The database is restored, the admission store fails ({type(exc).__name__}): run manage.py bootstrap."
-            )
+            text = f"The database is restored, the admission store {_failure(exc)}: run manage.py bootstrap."
             raise CommandError(text) from exc
         self.stdout.write(f"{restored.rows} rows restored.")
         if restored.missing_images:
@@ -68,6 +66,16 @@ class Command(BaseCommand):
             names = ", ".join(restored.settings_to_set)
             self.stdout.write(f"Set {names} to the values that stand in settings.json of the backup.")
         self.stdout.write("Restart the gateway.")
+
+
+def _state(exc: Exception) -> str:
+    """PostgreSQL's five characters for what is wrong, in brackets; its words could show rows."""
+    code = getattr(exc, "sqlstate", None) or getattr(exc.__cause__, "sqlstate", None)
+    return f" (SQLSTATE {code})" if code else ""
+
+
+def _failure(exc: Exception) -> str:
+    return "refused a command" if isinstance(exc, redis.ResponseError) else "did not answer"
 
 
 @dataclass(frozen=True)
