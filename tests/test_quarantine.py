@@ -262,3 +262,10 @@ def test_strangers_and_those_who_only_look_deal_with_nothing(alice: Books) -> No
     assert [client.post(url, {"reason": "x"}).status_code for url in urls] == [403, 403]
     entry.refresh_from_db()
     assert entry.resolved_at is None
+
+
+@pytest.mark.parametrize("query", ["q=%00", "open=%00", "error=%00"])
+def test_a_query_that_postgresql_cannot_take_leads_back_to_the_list(admin: Client, query: str) -> None:
+    for name in ("usage_quarantinedevent_changelist", "usage_alarm_changelist"):
+        answer = admin.get(f"{page(name)}?{query}", follow=True)
+        assert answer.status_code == 200, name

@@ -14,12 +14,11 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import DropdownFilter
 from unfold.dataclasses import UnfoldAction
 from unfold.decorators import action, display
 
-from usage.admin.readonly import in_one_line
+from usage.admin.readonly import UnchangeableAdmin, in_one_line
 from usage.admin.reasons import ask_for_many
 from usage.admin.resolvingforms import ReasonForm
 from usage.alarms import ADVICE, AlarmKind
@@ -59,7 +58,7 @@ class KindFilter(DropdownFilter):
 
 
 @admin.register(Alarm)
-class AlarmAdmin(ModelAdmin):
+class AlarmAdmin(UnchangeableAdmin):
     """Open alarms first. They close by themselves; a person closes what can't come right, such as a lost event."""
 
     list_display = ("shown_state", "shown_kind", "shown_subject", "shown_message", "opened", "closed")
@@ -84,18 +83,6 @@ class AlarmAdmin(ModelAdmin):
     readonly_fields = fields
     actions = ("close",)
     actions_detail = ("deal_with",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Nobody; closing has a permission of its own."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Nobody: what happened stays on record."""
-        return False
 
     def has_close_permission(self, request: HttpRequest, object_id: object = None) -> bool:
         """Whoever may change alarms."""

@@ -13,7 +13,6 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import DropdownFilter
 from unfold.dataclasses import UnfoldAction
 from unfold.decorators import action, display
@@ -21,7 +20,7 @@ from unfold.decorators import action, display
 from tokens.errors import Refused
 from tokens.models import Tenant
 from usage import retrying
-from usage.admin.readonly import in_one_line
+from usage.admin.readonly import UnchangeableAdmin, in_one_line
 from usage.admin.reasons import ask_for_many
 from usage.admin.resolvingforms import ReasonForm
 from usage.models import QuarantinedEvent
@@ -53,7 +52,7 @@ class OpenFilter(DropdownFilter):
 
 
 @admin.register(QuarantinedEvent)
-class QuarantinedEventAdmin(ModelAdmin):
+class QuarantinedEventAdmin(UnchangeableAdmin):
     """Events that couldn't be booked, with what became of them."""
 
     list_display = ("number", "shown_at", "state", "shown_tenant", "call", "shown_error", "message")
@@ -79,18 +78,6 @@ class QuarantinedEventAdmin(ModelAdmin):
     readonly_fields = fields
     actions = ("retry_selected", "set_aside_selected")
     actions_detail = ("retry", "set_aside")
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Nobody: an event stays as it came."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Nobody: each stands for usage that wasn't in the books."""
-        return False
 
     def has_resolve_permission(self, request: HttpRequest, object_id: object = None) -> bool:
         """Whoever has the right to change events deals with them."""

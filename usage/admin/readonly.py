@@ -22,19 +22,8 @@ from usage.exports import write_csv
 ROWS_A_PIECE = 500
 
 
-class ReadOnlyAdmin(ModelAdmin):
-    """A list of rows to look at and to download, by the filters in force. `csv_columns`: heading -> lookup."""
-
-    csv_columns: dict[str, str] = {}
-    csv_name = "usage"
-    paginator = InfinitePaginator  # never counts
-    show_full_result_count = False
-    show_facets = ShowFacets.NEVER
-    list_filter_submit = True
-    list_disable_select_all = True  # would have to count
-    list_per_page = 50
-    actions: tuple[str, ...] = ("selected_csv",)
-    actions_list: tuple[str, ...] = ("csv",)
+class UnchangeableAdmin(ModelAdmin):
+    """Rows that nobody adds, changes or deletes by hand; what may be done with them is an action with its own right."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Nobody."""
@@ -53,6 +42,21 @@ class ReadOnlyAdmin(ModelAdmin):
         if any("\0" in value for values in request.GET.lists() for value in values[1]):
             raise IncorrectLookupParameters
         return super().get_changelist_instance(request)
+
+
+class ReadOnlyAdmin(UnchangeableAdmin):
+    """A list of rows to look at and to download, by the filters in force. `csv_columns`: heading -> lookup."""
+
+    csv_columns: dict[str, str] = {}
+    csv_name = "usage"
+    paginator = InfinitePaginator  # never counts
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER
+    list_filter_submit = True
+    list_disable_select_all = True  # would have to count
+    list_per_page = 50
+    actions: tuple[str, ...] = ("selected_csv",)
+    actions_list: tuple[str, ...] = ("csv",)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseBase:
         """The list; its download keeps the list's filters."""
