@@ -13,6 +13,7 @@ from django.conf import settings
 from config.redis import store
 from config.supervisor.valkey import EmbeddedValkey
 from gateway import catalog
+from tests.processes import wait_until
 from usage import guardian
 
 
@@ -50,7 +51,8 @@ def own_valkey(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnValkey]:
         monkeypatch.setenv("REDIS_URL", valkey.url)
         store.cache_clear()
         try:
-            assert guardian.confirm(wait=False) == "rebuilt"
+            # A worker that was killed a moment ago may still hold the guardian's lock in PostgreSQL.
+            wait_until(lambda: guardian.confirm(wait=False) == "rebuilt", 10, "the store to be rebuilt")
             catalog.publish()
             yield valkey
         finally:

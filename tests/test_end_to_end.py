@@ -147,7 +147,7 @@ def finish_calls(customers: list[Customer]) -> dict[uuid.UUID, int]:
                 str(call_id), keys.shard_of(tenant, settings.SHARDS), tenant, "exact", 1, charged, True, *texts
             )
             pipeline.evalsha(scripts.finish().sha, *command(ending))
-        assert pipeline.execute().count([b"DONE", b"1"]) == len(customers)
+        assert pipeline.execute().count([b"DONE", 1]) == len(customers)
     return charges
 
 

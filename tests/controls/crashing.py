@@ -78,13 +78,18 @@ async def admit(store, principal, claim, *rest):
     return decision
 
 
-_body = upstream._Body.__aiter__
+class Body(upstream._Body):
+    """Tells the call's plan when the transport takes it, from a thread of its own."""
+
+    def __init__(self, content):
+        super().__init__(content)
+        if _plan.get() is not None:
+            self.stream = _told(self.stream, _plan.get().sent, asyncio.get_running_loop())
 
 
-async def body(self):
-    if _plan.get() is not None:
-        _plan.get().sent.set()
-    async for chunk in _body(self):
+def _told(stream, sent, loop):
+    for chunk in stream:
+        loop.call_soon_threadsafe(sent.set)
         yield chunk
 
 
@@ -128,7 +133,7 @@ async def application(scope, receive, send):
 
 
 lifecycle.admit = admit
-upstream._Body.__aiter__ = body
+upstream._Body = Body
 upstream.Upstream.generate = generate
 around(ImageStore, "keep_all", after="after_keep")
 around(Runtime, "settle", "before_settle", "after_settle")
