@@ -35,16 +35,14 @@ def drain(size: float) -> list[Bar | str]:
 
 
 def month(size: float) -> list[Bar | str]:
-    """A month's report by tenant, token and model, over the rollups of ten million calls."""
+    """A month's report by tenant, token and model, over a ledger of ten million calls."""
     server_core, load_core = cores.choose()
     cores.pin(os.getpid(), load_core)
     with running(server_core) as bench:
         _directory(bench)
-        rollups = int(bench.books("rollups", str(int(CALLS * size))))
+        rollups = int(bench.books("ledger", str(int(CALLS * size))))
         done = json.loads(bench.books("month"))
-    name = (
-        f"month report of {done['calls']:,} calls: {done['rows']:,} rows of {rollups:,} rollups; the ledger isn't read"
-    )
+    name = f"month report of {done['calls']:,} calls in the ledger: {done['rows']:,} rows of {rollups:,} rollups"
     return [Bar(name, done["ms"], " ms", 200, 50)]
 
 

@@ -53,27 +53,29 @@ INSERT INTO tokens_secret (token_id, digest, pepper_version, shown, imported, cr
 SELECT *, %s, 'gem_', false, now(), '' FROM unnest(%s::bigint[], %s::text[])
 """
 
-# A month of `calls` calls, spread evenly over all tokens, days and models.
-ROLLUPS = """
-INSERT INTO usage_dailyusage (tenant_id, member_id, token_id, model, booked_day, currency, requests, images,
-  charged_tokens, input_tokens, output_tokens, cost, unpriced_requests, unresolved_requests, unresolved_images,
-  unresolved_tokens, voided_requests)
-SELECT k.tenant_id, k.member_id, k.id, 'model-' || m, d::date, 'EUR', c, c, 1500 * c, 20 * c, 1480 * c, 0.04 * c,
-  0, 0, 0, 0, 0
-FROM tokens_proxytoken k, generate_series(1, {models}) m,
-  generate_series('{start}'::date, '{end}'::date - 1, '1 day') d, (SELECT {calls} AS c) calls
-"""
+# Calls of a month, one after the other, spread evenly over all tokens and models.
 LEDGER = """
 INSERT INTO usage_record (request_id, kind, number, outcome, tenant_id, member_id, token_id, model, size, n, images,
   input_tokens, output_tokens, reported_tokens, charged_tokens, provenance, cost, currency, day, booked_day, provider,
   provider_request_id, latency_ms, reason, at, generation, sequence)
-SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint + i / 10), 12, '0') || '7' || substr(h, 1, 3) || '8'
-  || substr(h, 4, 15))::uuid, 'exact', 0, 'exact', k.tenant_id, k.member_id, k.id, 'model-1', '1024x1024', 1, 1, 20,
-  1480, 1500, 1500, 'reported', 0.04, 'EUR', current_date, current_date, 'provider-1', 'req-' || substr(h, 1, 12),
-  8000, '', now(), 'bench', i
-FROM (SELECT i, md5(i::text) AS h FROM generate_series(1, {rows}) i) rows
-JOIN (SELECT *, row_number() OVER (ORDER BY id) AS place, count(*) OVER () AS all FROM tokens_proxytoken) k
-  ON k.place = 1 + rows.i % k.all
+SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(h, 1, 3) || '8'
+  || substr(h, 4, 15))::uuid, 'exact', 0, 'exact', k.tenant_id, k.member_id, k.id,
+  'model-' || 1 + i / {tokens} % {models},
+  '1024x1024', 1, 1, 20, 1480, 1500, 1500, 'reported', 0.04, 'EUR', at::date, at::date, 'provider-1',
+  'req-' || substr(h, 1, 12), 8000, '', at, 'bench', i
+FROM (
+  SELECT i, md5(i::text) AS h, '{start}'::timestamptz + ('{end}'::timestamptz - '{start}') * i / {rows} AS at
+  FROM generate_series(0, {rows} - 1) i
+) calls
+JOIN (SELECT *, row_number() OVER (ORDER BY id) AS place FROM tokens_proxytoken) k ON k.place = 1 + calls.i % {tokens}
+"""
+ROLLUPS = """
+INSERT INTO usage_dailyusage (tenant_id, member_id, token_id, model, booked_day, currency, requests, images,
+  charged_tokens, input_tokens, output_tokens, cost, unpriced_requests, unresolved_requests, unresolved_images,
+  unresolved_tokens, voided_requests)
+SELECT tenant_id, member_id, token_id, model, booked_day, currency, count(*), sum(images), sum(charged_tokens),
+  sum(input_tokens), sum(output_tokens), sum(cost), 0, 0, 0, 0, 0
+FROM usage_record GROUP BY tenant_id, member_id, token_id, model, booked_day, currency ORDER BY booked_day
 """
 
 
@@ -91,6 +93,14 @@ def directory(prefix: str, tenants: str, each: str, file: str) -> str:
     token_directory.load_all()
     Path(file).write_text("\n".join(made), encoding="ascii")
     return str(len(made))
+
+
+def compact() -> str:
+    """Let the store rewrite its append-only file now: it won't again before that has doubled, so in no measurement."""
+    store().bgrewriteaof()
+    while any(store().info("persistence")[f"aof_rewrite_{state}"] for state in ("scheduled", "in_progress")):
+        time.sleep(0.1)
+    return ""
 
 
 def events(count: str) -> str:
@@ -135,14 +145,17 @@ def drain_all(core: str) -> str:
     return json.dumps({"events": count, "seconds": time.perf_counter() - begun})
 
 
-def rollups(calls: str) -> str:
-    """The rollups of a month of so many calls, spread evenly over all tokens, three models and the month's days."""
+def ledger(rows: str) -> str:
+    """So many rows of one month in the ledger, and the rollups that they sum to; returns the number of rollups."""
     start, end = MONTH
-    places = ProxyToken.objects.count() * MODELS * (end - start).days
+    create_partitions(start)
     with connection.cursor() as cursor:
-        cursor.execute(ROLLUPS.format(models=MODELS, start=start, end=end, calls=max(1, int(calls) // places)))
-        cursor.execute("VACUUM ANALYZE usage_dailyusage")  # as autovacuum does
-    return str(places)
+        tokens = ProxyToken.objects.count()
+        cursor.execute(LEDGER.format(tokens=tokens, models=MODELS, start=start, end=end, rows=int(rows)))
+        cursor.execute(ROLLUPS)
+        made = cursor.rowcount
+        cursor.execute("VACUUM ANALYZE usage_record, usage_dailyusage")  # as autovacuum does
+    return str(made)
 
 
 def month_report() -> str:
@@ -155,15 +168,6 @@ def month_report() -> str:
         times.append(time.perf_counter() - begun)
     calls = sum(row["requests"] for row in rows)
     return json.dumps({"ms": statistics.median(times[1:]) * 1000, "rows": len(rows), "calls": calls})
-
-
-def ledger(rows: str) -> str:
-    """So many rows in the ledger, spread over all tokens."""
-    create_partitions(dt.datetime.now(dt.UTC).date())
-    with connection.cursor() as cursor:
-        cursor.execute(LEDGER.format(rows=int(rows)))
-        cursor.execute("VACUUM ANALYZE usage_record")
-    return rows
 
 
 def session() -> str:

@@ -81,7 +81,6 @@ def directory(size: float) -> list[Bar | str]:
         count = min(REMEMBERED, len(tokens))
         ten, ten_thousand = (_spread(bench, gateway, tokens[:: len(tokens) // n][:n]) for n in (10, count))
         few, some = _in_turns([ten, ten_thousand], size, server_core, load_core)
-        # Only then the others: they push those out of the process's memory.
         fewer, many = _in_turns([ten, _spread(bench, gateway, tokens)], size, server_core, load_core)
     return [
         _cpu_bar(f"CPU of calls over {len(tokens):,} tokens, {tenants:,} tenants, against 10", many, fewer, 1.05, 1.0),
@@ -100,6 +99,7 @@ def _spread(bench: Bench, gateway: Server, tokens: list[str]) -> Target:
     target = Target(f"{len(tokens)} tokens", gateway.url, endless(), gateway.pid, bench.valkey)
     in_turn = iter([*requests, *requests[:CONNECTIONS]])  # each once, so that what can be remembered is
     load.run(gateway.url, in_turn, CONNECTIONS, calls=len(requests))
+    bench.books("compact")
     return target
 
 

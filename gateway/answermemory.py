@@ -1,8 +1,9 @@
 """A budget for the providers' answers that a process holds, so that many large ones at once can't exhaust its memory.
 
-An answer counts from its first byte until its images are kept. Beyond the budget reading waits, and the provider with
-it. One answer's worth of the budget is set apart and lent to one answer at a time: whoever has it can read to the end
-whatever the others hold. Otherwise many half-read answers could wait for one another until their deadlines.
+An answer counts from its first byte, one that declares its length as a whole from its head, until its images are kept.
+Beyond the budget reading waits, and the provider with it. One answer's worth of the budget is set apart and lent to one
+answer at a time: whoever has it can read to the end whatever the others hold. Otherwise many half-read answers could
+wait for one another until their deadlines.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from django.conf import settings
 
-from gateway.imageforms import MEDIA_TYPES, NotAnImage, decode, form_of
+from gateway.imageforms import MEDIA_TYPES, Encoded, NotAnImage, decode, form_of
 from tokens.secrets import ALPHABET
 
 THREADS = 8  # they wait for the disk most of the time
@@ -78,14 +78,14 @@ class ImageStore:
 
     # Keeping
 
-    async def keep(self, encoded: bytes) -> Kept:
+    async def keep(self, encoded: Encoded) -> Kept:
         """Decode a provider's base64 (see `decode`) and store the image; on return it survives a crash.
 
         Raises NotAnImage unless the first bytes prove a PNG, JPEG or WebP, and StorageFailed when the disk refuses.
         """
         return await self._threaded(partial(self._keep, encoded))
 
-    async def keep_all(self, encoded: Sequence[bytes]) -> list[Kept]:
+    async def keep_all(self, encoded: Sequence[Encoded]) -> list[Kept]:
         """`keep` several at once, in order. Raises the first one's error, after all are done."""
         results = await asyncio.gather(*map(self.keep, encoded), return_exceptions=True)
         kept = []
@@ -95,7 +95,7 @@ class ImageStore:
             kept.append(result)
         return kept
 
-    def _keep(self, encoded: bytes) -> Kept:
+    def _keep(self, encoded: Encoded) -> Kept:
         content = decode(encoded)
         form = form_of(content)
         if form is None:

@@ -54,9 +54,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A success: for each image either its base64 text (`encoded`) or its `url`, and the usage."""
+    """A success: for each image its base64 text (`encoded`, parts of the answer's body) or its `url`, and the usage."""
 
-    encoded: list[bytes]
+    encoded: list[memoryview]
     urls: list[str]
     created: int | None
     usage: Usage
@@ -110,8 +110,8 @@ def _delivered(answer: Answer, n: int, estimate: int) -> Delivered | None:
         return None
     encoded, urls = [], []
     for image in content.data[:n]:
-        raw = bytes(image.b64_json)
-        if raw.startswith(b'"') and raw != b'""':
+        raw = memoryview(image.b64_json)
+        if raw[0] == ord('"') and len(raw) > 2:
             encoded.append(raw[1:-1])
         elif _is_link(image.url):
             urls.append(image.url)
@@ -121,7 +121,7 @@ def _delivered(answer: Answer, n: int, estimate: int) -> Delivered | None:
     return Delivered(encoded, urls, created, read_usage(bytes(content.usage), estimate))
 
 
-def _has_error_object(body: bytes) -> bool:
+def _has_error_object(body: bytes | memoryview) -> bool:
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

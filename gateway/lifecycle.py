@@ -1,5 +1,6 @@
 """Steps 3 to 6 of a call: admit, call, keep, settle. What is admitted here always ends, whatever the client does."""
 
+import asyncio
 import logging
 import time
 
@@ -132,7 +133,8 @@ async def _ask_provider(runtime: Runtime, call: Call) -> Delivered | Failed:
         runtime.breaker.answered(call.model.provider)
     call.upstream_ms = (time.monotonic() - begun) * 1000
     kind = "exact" if isinstance(outcome, Delivered) else outcome.kind
-    metrics.upstream_finished(call.model.name, kind, call.upstream_ms / 1000)
+    # Counted while the store settles the call: the loop gets to it when that command has left.
+    asyncio.get_running_loop().call_soon(metrics.upstream_finished, call.model.name, kind, call.upstream_ms / 1000)
     return outcome
 
 

@@ -16,22 +16,26 @@ import msgspec
 from pyreqwest.client import ClientBuilder
 from pyreqwest.exceptions import DecodeError, TransportError
 from pyreqwest.request import StreamRequest
-from pyreqwest.response import ResponseBodyReader
+from pyreqwest.response import Response
 
 from gateway.answermemory import AnswerMemory, Held
 from gateway.catalog import UpstreamModel
 from gateway.deadlines import Deadline
 from gateway.validation import GenerationRequest
 
-PASSED_HEADERS = ("retry-after", "x-request-id")  # all that is ever read of a provider's headers
+PASSED_HEADERS = ("retry-after", "x-request-id")  # all that is ever passed on of a provider's headers
+CHUNK = 1 << 16  # bytes that are read at a time of an answer which declares no length, or less
 
 
 @dataclass(slots=True)
 class Answer:
-    """A complete answer: status, the allow-listed headers, and the whole body, which `held` accounts for."""
+    """A complete answer: status, the allow-listed headers, and the whole body, which `held` accounts for.
+
+    A body that came in one piece stays where the client put it: to copy an image costs as much as to decode it.
+    """
 
     status: int
-    body: bytes
+    body: bytes | memoryview
     headers: dict[str, str] = field(default_factory=dict)
     held: Held | None = None
 
@@ -137,23 +141,35 @@ class Upstream:
         async with request as response:
             held = Held(self.memory)
             try:
-                body = await self._read(response.body_reader, held)
+                body = await self._read(response, held)
             except BaseException:  # above all a deadline, which cancels
                 held.release()
                 raise
             headers = {name: value for name in PASSED_HEADERS if (value := response.get_header(name)) is not None}
             return Answer(response.status, body, headers, held)
 
-    async def _read(self, reader: ResponseBodyReader, held: Held) -> bytes:
+    async def _read(self, response: Response, held: Held) -> bytes | memoryview:
+        """The body. One of a declared length is counted before it is read, then read in one piece."""
+        reader, declared = response.body_reader, _declared_length(response)
+        if declared > self.answer_limit:
+            raise _TooLong
+        if not held.take(declared):
+            await held.wait(declared)
         chunks, size = [], 0
-        while (chunk := await reader.read()) is not None:
+        while (chunk := await reader.read(max(declared, CHUNK))) is not None:
             size += len(chunk)
             if size > self.answer_limit:
                 raise _TooLong
-            if not held.take(len(chunk)):
+            if size > declared and not held.take(len(chunk)):
                 await held.wait(len(chunk))
-            chunks.append(bytes(chunk))
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.append(chunk)
+        return memoryview(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
+
+
+def _declared_length(response: Response) -> int:
+    """Bytes; 0 when there is no Content-Length. It is no proof: an answer in chunks may declare whatever it likes."""
+    value = response.get_header("content-length") or ""
+    return int(value) if value.isdecimal() and len(value) < 16 else 0
 
 
 class _TooLong(Exception):

@@ -74,8 +74,11 @@ def link(url: Any) -> bytes:
     return http(images([{"url": url}]))
 
 
-def chunked(*lines: bytes) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + b"\r\n".join(lines)
+def chunked(*lines: bytes, length: bytes = b"") -> bytes:
+    """An answer in chunks; `length` is what it declares all the same."""
+    declared = b"Content-Length: %s\r\n" % length if length else b""
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n%s\r\n" % declared
+    return head + b"\r\n".join(lines)
 
 
 GOOD = images([{"url": LINK}])
@@ -192,6 +195,9 @@ CASES: dict[str, Case] = {
     "called-gzip-and-plain": exact(http(GOOD, "Content-Encoding: gzip")),
     "trailers": exact(chunked(SIZE, GOOD, b"0", f"Set-Cookie: {MARK}".encode(), b"X-Request-Id: theirs", b"", b"")),
     "chunk-extensions": exact(chunked(SIZE + b";a=b;c", GOOD, b"0", b"", b"")),
+    "chunks-of-less-than-declared": exact(chunked(SIZE, GOOD, b"0", b"", b"", length=b"100000")),
+    "chunks-of-more-than-declared": exact(chunked(SIZE, GOOD, b"0", b"", b"", length=b"1")),
+    "chunks-and-a-length-of-letters": exact(chunked(SIZE, GOOD, b"0", b"", b"", length=b"many")),
     "continue-first": exact(b"HTTP/1.1 100 Continue\r\n\r\n" + http(GOOD)),
     "hints-first": exact(b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + http(GOOD)),
     "until-it-closes": exact(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD),
@@ -248,6 +254,8 @@ CASES: dict[str, Case] = {
     "closes-after-the-head": unknown(http(b"", length=500), "upstream_failed"),
     "closes-within-the-head": unknown(b"HTTP/1.1 200 OK\r\nContent-Le", "upstream_failed"),
     "shorter-than-its-length": unknown(http(GOOD, length=len(GOOD) + 1), "upstream_failed"),
+    "terabyte-declared": unknown(http(GOOD, length=10**12), "upstream_failed"),
+    "chunks-and-a-terabyte-declared": unknown(chunked(SIZE, GOOD, length=b"1" + b"0" * 12), "upstream_failed"),
     "negative-length": unknown(http(GOOD, length=-1), "upstream_failed"),
     "two-lengths": unknown(http(GOOD, "Content-Length: 3"), "upstream_failed"),
     "length-of-letters": unknown(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n" + GOOD, "upstream_failed"),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 
@@ -17,6 +18,7 @@ from tokens.admission import scripts
 from tokens.admission.connection import StoreConnection, StoreError, StoreUnavailable
 
 TIMEOUT = 0.2
+NO_PLAN = msgspec.msgpack.encode([0])  # no counters, no limits
 
 
 @pytest.fixture
@@ -64,6 +66,15 @@ async def test_what_one_turn_of_the_loop_asks_leaves_in_one_write(valkey: OwnVal
     assert int(after) - int(before) <= 3
 
 
+async def test_a_call_that_is_alone_leaves_at_once(valkey: OwnValkey) -> None:
+    async with connected(valkey.url) as connection:
+        alone = asyncio.ensure_future(connection.call("SET", "text", "x"))
+        await asyncio.sleep(0)  # one turn of the loop: it asks
+        with redis.Redis.from_url(valkey.url) as client:  # blocks the loop's next one
+            assert client.get("text") == b"x"
+        assert await alone == b"OK"
+
+
 async def test_an_abandoned_call_takes_nobody_elses_answer(valkey: OwnValkey) -> None:
     async with connected(valkey.url) as connection:
         abandoned = asyncio.ensure_future(connection.call("ECHO", "one"))
@@ -88,7 +99,7 @@ async def test_a_script_that_the_server_forgot_is_sent_again(valkey: OwnValkey) 
     async with connected(valkey.url) as connection:
         await connection.call("SCRIPT", "FLUSH")
         for _ in range(2):
-            assert await connection.run(scripts.standing(), 0, 0, 0) == []
+            assert await connection.run(scripts.standing(), 0, NO_PLAN) == []
 
 
 @pytest.mark.parametrize("kind", ["socket", "tcp", "password", "user"])

@@ -82,6 +82,7 @@ async def test_it_understands_json_strings(store: ImageStore, dressed: Callable[
         b"",
         b"!" * 40,
         encoded()[:-2],
+        encoded() + b"=",
         encoded()[:20] + b" " + encoded()[20:],
         encoded() + b"AAAA",
         encoded().replace(b"A", b"\xc3\xa4", 1),

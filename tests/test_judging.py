@@ -53,7 +53,7 @@ def test_an_odd_date_does_not_throw_an_image_away(created: object) -> None:
 def test_an_image_is_its_base64_or_else_its_url() -> None:
     body = b'{"data": [{"url": "https://a.example/1.png", "b64_json": ""}, {"b64_json": "aGk=", "url": 5}]}'
     outcome = delivered(body)
-    assert (outcome.encoded, outcome.urls) == ([b"aGk="], ["https://a.example/1.png"])
+    assert ([bytes(text) for text in outcome.encoded], outcome.urls) == ([b"aGk="], ["https://a.example/1.png"])
 
 
 def test_more_images_than_were_asked_for_are_left_out() -> None:

@@ -74,6 +74,7 @@ def faulty(
     """Every faulty provider with a model of its name."""
     with contextlib.ExitStack() as stack, django_db_blocker.unblock():
         made: dict[str, RawServer | str] = {}
+        rawservers.bomb()
         for name, behave in {**{name: fault for name, (fault, _) in FAULTS.items()}, **OTHERS}.items():
             if isinstance(behave, str):
                 made[name] = behave

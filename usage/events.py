@@ -32,7 +32,7 @@ class FutureEventError(BadEventError):
         self.version = version
 
 
-class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How one call ended, in absolute figures.
 
     `kind` is exact, void (nothing was spent: no images, no tokens) or unresolved (images asked for and tokens
@@ -72,7 +72,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
         return EPOCH + dt.timedelta(milliseconds=self.request_id.int >> 80)
 
 
-class _Call(msgspec.Struct):
+class _Call(msgspec.Struct, gc=False):
     v: Literal[1]
     tenant: Id
     member: Id
@@ -91,7 +91,7 @@ class _Version(msgspec.Struct):
     v: Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 
 
-class _Result(msgspec.Struct):
+class _Result(msgspec.Struct, gc=False):
     images: Images
     input: Count | None
     output: Count | None

@@ -1,13 +1,31 @@
-"""Tables for spreadsheets."""
+"""Tables for spreadsheets: rows written by Python, or, many times as fast, a whole query by PostgreSQL itself."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
+
+from django.db import connection, models, transaction
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Case, F, Func, QuerySet, Value, When
+from django.db.models.functions import Concat
 
 # Where a cell begins that a spreadsheet may run as a formula (OWASP, "CSV Injection"): at the text's start, and, in a
 # program whose separator is not the comma, after the separator or line end within it. The full-width signs count too.
-FORMULA = re.compile(r"""(?:^(?=[\t\r\n])|(?:^|[;\t\r\n])(?=["'\s]*[=+\-@＝＋－＠]))""")
+# Python and PostgreSQL read these alike: what is white space is written out, which PostgreSQL leaves to the locale.
+SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SIGN = f"[\"'{SPACE}]*[=+@＝＋－＠-]"
+STARTS = f"^(?:[\t\r\n]|{SIGN})"
+GOES_ON = f"[;\t\r\n](?={SIGN})"
+SUSPECT = f"^[\t\r\n]|(?:^|[;\t\r\n]){SIGN}"  # either of the two; PostgreSQL is quicker without looking ahead
+_starts, _goes_on = re.compile(STARTS), re.compile(GOES_ON)
+
+PIECE = 128 * 1024  # bytes
+
+# As `plain`; as Python's str() of a moment in UTC, which says microseconds unless there are none.
+PLAIN = "round(%(expressions)s, greatest(min_scale(%(expressions)s), 2))"
+MOMENT = "replace(to_char(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '') || '+00:00'"
 
 
 class Writable(Protocol):
@@ -24,13 +42,17 @@ def write_csv(rows: Iterable[Sequence[object]], out: Writable) -> None:
     apostrophe before what a spreadsheet would run as a formula.
     """
     for row in rows:
-        out.write(",".join(map(_cell, row)) + "\r\n")
+        out.write(_line(row))
 
 
 def plain(amount: Decimal) -> str:
     """An amount without exponent, with at least two places and no further zeros: 12.50, 0.000418."""
     whole, _, places = f"{amount:f}".partition(".")
     return f"{whole}.{places.rstrip('0').ljust(2, '0')}"
+
+
+def _line(row: Iterable[object]) -> str:
+    return ",".join(map(_cell, row)) + "\r\n"
 
 
 def _cell(value: object) -> str:
@@ -40,5 +62,62 @@ def _cell(value: object) -> str:
         return plain(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    text = FORMULA.sub(r"\g<0>'", str(value)).replace('"', '""')
-    return f'"{text}"'
+    text = _goes_on.sub(r"\g<0>'", str(value))
+    if _starts.match(text):
+        text = f"'{text}"
+    return '"' + text.replace('"', '""') + '"'
+
+
+@contextmanager
+def snapshot() -> Iterator[CursorWrapper]:
+    """A cursor that can't write and sees the database as it is now, whatever is written meanwhile."""
+    with transaction.atomic(durable=True), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL datestyle TO ISO")
+        yield cursor
+
+
+def csv_pieces(rows: QuerySet[Any], columns: Mapping[str, str]) -> Generator[bytes]:
+    """The CSV that `write_csv` makes of these rows, written by PostgreSQL; `columns`: heading -> lookup.
+
+    Pieces of about 128 KB, UTF-8; nothing else is held. The rows are those of one moment. Whoever stops before the end
+    closes the iterator, which cancels the statement. Raises django.db.DatabaseError, perhaps after some pieces.
+    """
+    piece = bytearray(_line(columns).encode())
+    statement, parameters = _copying(rows, list(columns.values()))
+    with snapshot() as cursor, cursor.copy(statement, parameters) as lines:
+        for line in lines:
+            piece += line[:-1]  # PostgreSQL ends lines with a line feed only
+            piece += b"\r\n"
+            if len(piece) >= PIECE:
+                yield bytes(piece)
+                piece.clear()
+    yield bytes(piece)
+
+
+def _copying(rows: QuerySet[Any], paths: Sequence[str]) -> tuple[str, Sequence[Any]]:
+    """The statement that sends these columns as CSV, and its parameters."""
+    cells, quoted = {}, []
+    for number, path in enumerate(paths):
+        name = f"cell{number}"
+        field = F(path).resolve_expression(rows.query.chain()).output_field
+        cells[name] = _in_sql(path, field)
+        if not isinstance(field, (models.DecimalField, models.IntegerField, models.ForeignKey)):
+            quoted.append(name)
+    query, parameters = rows.annotate(**cells).values_list(*cells).query.sql_with_params()
+    return f"COPY ({query}) TO STDOUT (FORMAT csv, FORCE_QUOTE ({', '.join(quoted)}))", parameters
+
+
+def _in_sql(path: str, field: "models.Field[Any, Any]") -> Any:
+    """What `_cell` makes of a value, but for the quotes, which PostgreSQL puts."""
+    if isinstance(field, models.DecimalField):
+        return Func(F(path), template=PLAIN, output_field=field)
+    if isinstance(field, models.DateTimeField):
+        return Func(F(path), template=MOMENT, output_field=models.TextField())
+    if isinstance(field, (models.CharField, models.TextField)):
+        apostrophe = Case(When(**{f"{path}__regex": STARTS}, then=Value("'")), default=Value(""))
+        within = Func(F(path), Value(GOES_ON), Value(r"\&'"), Value("g"), function="regexp_replace")
+        guarded = Concat(apostrophe, within, output_field=models.TextField())
+        return Case(When(**{f"{path}__regex": SUSPECT}, then=guarded), default=F(path), output_field=models.TextField())
+    if isinstance(field, (models.IntegerField, models.ForeignKey, models.DateField, models.UUIDField)):
+        return F(path)
+    raise TypeError(f"There is no CSV for {path}, a {type(field).__name__}.")

@@ -60,7 +60,7 @@ def write(
     prices = PriceList(event.model for event in events)
     rollups = Rollups()
     with transaction.atomic(durable=True):
-        fresh = statements.insert_receipts(key for event in events if (key := _receipt(event)))
+        known = statements.insert_receipts(key for event in events if (key := _receipt(event)))
         written = _write_primaries([first for first, *_ in calls.values()], prices, rollups)
         booked = {event.request_id for event in written}
         later = {
@@ -72,7 +72,7 @@ def write(
             written += _write_corrections(later, prices, rollups, only_unresolved)
         statements.add_to_rollups(rollups.in_key_order())
         statements.touch_secrets(_last_uses(events))
-        _report_doubled(events, fresh, written)
+        _report_doubled(events, known, written)
         if with_them is not None:
             with_them(written)
 
@@ -80,8 +80,8 @@ def write(
 def _write_primaries(firsts: Sequence[UsageEvent], prices: PriceList, rollups: Rollups) -> list[UsageEvent]:
     """Write the first event of each call that is not in the ledger yet, and return these events."""
     states = {event.request_id: state_of(event, prices.find(event.model, event.size, event.day)) for event in firsts}
-    inserted = statements.insert_primaries([_primary_row(event, states[event.request_id]) for event in firsts])
-    written = [event for event in firsts if event.request_id in inserted]
+    known = statements.insert_primaries([_primary_row(event, states[event.request_id]) for event in firsts])
+    written = [event for event in firsts if event.request_id not in known]
     for event in written:
         rollups.add(_account(event), event.day, states[event.request_id])
     return written
@@ -200,20 +200,20 @@ def _address(text: str) -> str | None:
         return None
 
 
-def _report_doubled(events: Sequence[UsageEvent], fresh: set[statements.Receipt], written: list[UsageEvent]) -> None:
+def _report_doubled(events: Sequence[UsageEvent], known: set[statements.Receipt], written: list[UsageEvent]) -> None:
     """Quarantine (and book all the same) events of new calls whose sequence number was already taken.
 
     An event that comes a second time finds both its receipt and its row; a new row with an old receipt means that the
     store gave one number twice, as after losing a part of its data.
     """
-    unclaimed = set(fresh)
+    taken = set(known)
     doubled = set()
     for event in events:
         key = _receipt(event)
-        if key in unclaimed:
-            unclaimed.discard(key)
-        elif key:
+        if key in taken:
             doubled.add(id(event))
+        elif key:
+            taken.add(key)
     for event in written:
         if id(event) in doubled:
             quarantine_event(event, USED_TWICE, "Booked, but another call came with its sequence number.")

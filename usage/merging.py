@@ -6,6 +6,7 @@ doubled and in any order.
 """
 
 import datetime as dt
+import operator
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -143,12 +144,12 @@ def booking(state: State) -> Booking:
     """What a call in this state adds to its rollup. Unresolved calls stand apart: they are not to be invoiced."""
     figures = state.figures
     if state.outcome == Kind.VOID:
-        return NOTHING._replace(voided_requests=1)
+        return Booking(voided_requests=1)
     if state.outcome == Kind.UNRESOLVED:
-        return NOTHING._replace(
+        return Booking(
             unresolved_requests=1, unresolved_images=figures.images, unresolved_tokens=figures.charged_tokens
         )
-    return NOTHING._replace(
+    return Booking(
         requests=1,
         images=figures.images,
         charged_tokens=figures.charged_tokens,
@@ -157,12 +158,6 @@ def booking(state: State) -> Booking:
         cost=figures.cost or NOTHING.cost,
         unpriced_requests=1 if figures.cost is None else 0,
     )
-
-
-def _sum(before: Booking, change: Booking, sign: int) -> Booking:
-    old: tuple[Any, ...] = before
-    new: tuple[Any, ...] = change
-    return Booking(*[a + sign * b for a, b in zip(old, new, strict=True)])
 
 
 class Rollups:
@@ -176,9 +171,8 @@ class Rollups:
         key = RollupKey(
             account.tenant, booked_day, account.member, account.token, account.model, state.pricing.currency
         )
-        before = self._changes.get(key, NOTHING)
-        change = booking(state)
-        self._changes[key] = _sum(before, change, sign)
+        combined: Any = operator.add if sign > 0 else operator.sub
+        self._changes[key] = Booking._make(map(combined, self._changes.get(key, NOTHING), booking(state)))
 
     def in_key_order(self) -> list[tuple[RollupKey, Booking]]:
         """The changes in the order in which every writer must make them."""

@@ -9,24 +9,44 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
-from django.db.models import Sum
+from django.db import connection, models, transaction
+from django.db.models import OuterRef, Subquery, Sum
 from django.db.models.functions import TruncMonth
 
-from tokens.models import Tenant
+from tokens.models import ProxyToken, Tenant, User
 from usage.models import DailyUsage
 
 GROUPS = ("tenant", "user", "token", "model", "day", "month")
-# Our column -> the path from a rollup. Two tokens may share a name, so a token is its id and its name.
+# The path from a rollup to what makes a group. Numbers, not names: those are looked up once for a group.
+KEYS = {
+    "tenant": "tenant_id",
+    "user": "member__user_id",
+    "token": "token_id",
+    "model": "model",
+    "day": "booked_day",
+    "month": "month_start",
+}
+# Our column -> the path from a rollup, or one of NAMES. Two tokens may share a name, so a token is its id and its name.
 COLUMNS = {
-    "tenant": {"tenant": "tenant__slug"},
-    "user": {"user": "member__user__email"},
-    "token": {"token": "token_id", "token_name": "token__name"},
+    "tenant": {"tenant": "tenant_slug"},
+    "user": {"user": "user_email"},
+    "token": {"token": "token_id", "token_name": "token_name"},
     "model": {"model": "model"},
     "day": {"day": "booked_day"},
     "month": {"month": "month_start"},
+}
+
+
+def _name(of: type[models.Model], column: str, key: str) -> Subquery:
+    return Subquery(of._default_manager.filter(pk=OuterRef(key)).order_by().values(column)[:1])
+
+
+NAMES = {
+    "tenant_slug": _name(Tenant, "slug", KEYS["tenant"]),
+    "user_email": _name(User, "email", KEYS["user"]),
+    "token_name": _name(ProxyToken, "name", KEYS["token"]),
 }
 FIGURES = {
     "requests": "requests",
@@ -40,6 +60,9 @@ FIGURES = {
     "voided_requests": "voided_requests",
     "unpriced_requests": "unpriced_requests",
 }
+
+# For a report's query, which then sums 100,000 rollups in one pass; with PostgreSQL's 4 MB it sorts them first.
+MEMORY = "32MB"
 
 Row = dict[str, Any]
 
@@ -108,20 +131,29 @@ def report(query: Query) -> Iterator[Row]:
         usage = usage.filter(tenant=query.tenant)
     if "month" in query.groups:
         usage = usage.annotate(month_start=TruncMonth("booked_day"))
+    keys = [*(KEYS[group] for group in query.groups), "currency"]
+    names = {path: NAMES[path] for path in paths.values() if path in NAMES}
     order = [*paths.values(), "currency"]
     sums = {f"sum_{name}": Sum(path) for name, path in FIGURES.items()}
-    found = usage.values(*order).annotate(**sums).order_by(*order).values_list(*order, *sums)
-    for group, rows in groupby(found.iterator(), key=lambda values: values[: len(paths)]):
-        groups = dict(zip(paths, group, strict=True))
-        if "month" in groups:
-            groups["month"] = f"{groups['month']:%Y-%m}"
-        for figures in _by_currency([dict(zip(["currency", *FIGURES], r[len(paths) :], strict=True)) for r in rows]):
-            yield {**groups, **{name: figures[name] for name in TOTAL_COLUMNS}}
+    totals = [name if name == "currency" else f"sum_{name}" for name in TOTAL_COLUMNS]
+    # The names come last, otherwise they are looked up and compared for each rollup.
+    summed = usage.order_by().values(*keys).annotate(**sums).annotate(**names)
+    found = summed.order_by(*order).values_list(*paths.values(), *totals)
+    columns = query.columns
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL work_mem = '{MEMORY}'")
+        for _, group in groupby(found.iterator(), key=lambda values: values[: len(paths)]):
+            rows = [dict(zip(columns, values, strict=True)) for values in group]
+            for row in rows if "month" in query.groups else ():
+                row["month"] = f"{row['month']:%Y-%m}"
+            yield from _by_currency(rows)
 
 
 def _by_currency(rows: list[Row]) -> list[Row]:
     """A group's sums by currency. What had no price (currency "") joins the only currency there is, if there is one."""
     unpriced, priced = ([row for row in rows if bool(row["currency"]) is known] for known in (False, True))
-    if len(priced) == 1:
-        return [{name: sum(map(itemgetter(name), rows)) for name in FIGURES} | {"currency": priced[0]["currency"]}]
-    return [*priced, *({**row, "cost": None, "currency": None} for row in unpriced)]
+    if len(priced) != 1:
+        return [*priced, *({**row, "cost": None, "currency": None} for row in unpriced)]
+    for row in unpriced:
+        priced[0].update({name: priced[0][name] + row[name] for name in FIGURES})
+    return priced

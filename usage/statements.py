@@ -2,13 +2,13 @@
 
 Every writer takes its locks in the same order (receipts, primary rows, corrections, rollups, secrets; each by key),
 so two writers can wait for one another but never in a circle. Rows travel as one array a column (`unnest`): about
-four times as fast as a statement for each row.
+four times as fast as a statement for each row. What an insertion left out comes back, since that is usually nothing.
 """
 
 import datetime as dt
 import operator
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -69,12 +69,21 @@ def _unnest(types: Iterable[str]) -> str:
     return "unnest(" + ", ".join(f"%s::{name}[]" for name in types) + ")"
 
 
-INSERT_RECEIPTS = (
-    f"INSERT INTO {EventReceipt._meta.db_table} (tenant_id, generation, sequence)"  # noqa: S608 - constants
-    f" SELECT * FROM {_unnest(['bigint', 'text', 'bigint'])}"
-    " ON CONFLICT DO NOTHING RETURNING tenant_id, generation, sequence"
-)
-INSERT_RECORDS = (
+def _insert_new(table: str, columns: Mapping[str, str], key: Sequence[str]) -> str:
+    """Insert what isn't there yet and select the key of what is; the key's arrays and the number of rows come last."""
+    keys = ", ".join(key)
+    return (
+        f"WITH fresh AS (INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM {_unnest(columns.values())}"  # noqa: S608
+        f" ON CONFLICT DO NOTHING RETURNING {keys})"
+        f" SELECT * FROM {_unnest(columns[name] for name in key)} AS given ({keys})"
+        f" WHERE (SELECT count(*) FROM fresh) < %s AND ({keys}) NOT IN (SELECT * FROM fresh)"
+    )
+
+
+RECEIPT_COLUMNS = {"tenant_id": "bigint", "generation": "text", "sequence": "bigint"}
+INSERT_RECEIPTS = _insert_new(EventReceipt._meta.db_table, RECEIPT_COLUMNS, list(RECEIPT_COLUMNS))
+INSERT_PRIMARIES = _insert_new("usage_record", RECORD_COLUMNS, ["request_id"])
+INSERT_CORRECTIONS = (
     f"INSERT INTO usage_record ({', '.join(RECORD_COLUMNS)})"  # noqa: S608 - constants
     f" SELECT * FROM {_unnest(RECORD_COLUMNS.values())}"
 )
@@ -112,23 +121,23 @@ FROM newer WHERE s.id = newer.id
 
 
 def insert_receipts(receipts: Iterable[Receipt]) -> set[Receipt]:
-    """Note that these events came in; returns those that had not come before."""
+    """Note that these events came in; returns those that had come before."""
     ordered = sorted(set(receipts))
-    return {(row[0], row[1], row[2]) for row in _run(INSERT_RECEIPTS, ordered)} if ordered else set()
+    return {(row[0], row[1], row[2]) for row in _insert(INSERT_RECEIPTS, RECEIPT_COLUMNS, 3, ordered)}
 
 
 def insert_primaries(rows: Sequence[Sequence[Any]]) -> set[uuid.UUID]:
-    """Write primary rows (values in RECORD_COLUMNS' order); returns the request ids that had none yet.
+    """Write primary rows (values in RECORD_COLUMNS' order); returns the request ids that had one already.
 
     A row of a request id that another writer is just inserting waits for that writer's end.
     """
-    inserted = _run(f"{INSERT_RECORDS} ON CONFLICT DO NOTHING RETURNING request_id", sorted(rows, key=BY_REQUEST))
-    return {row[0] for row in inserted}
+    return {row[0] for row in _insert(INSERT_PRIMARIES, RECORD_COLUMNS, 1, sorted(rows, key=BY_REQUEST))}
 
 
 def insert_corrections(rows: Sequence[Sequence[Any]]) -> None:
     """Write corrections; their calls are locked, so none can be there yet."""
-    _run(INSERT_RECORDS, sorted(rows, key=BY_REQUEST))
+    with connection.cursor() as cursor:
+        cursor.execute(INSERT_CORRECTIONS, _arrays(RECORD_COLUMNS, sorted(rows, key=BY_REQUEST)))
 
 
 def lock_calls(request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Written]:
@@ -152,7 +161,8 @@ def lock_calls(request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Written]:
 def add_to_rollups(changes: Sequence[tuple[RollupKey, Booking]]) -> None:
     """Add to the rollups, creating those that are not there yet."""
     if changes:
-        _run(ADD_TO_ROLLUPS, [(*key, *booking) for key, booking in changes])
+        with connection.cursor() as cursor:
+            cursor.execute(ADD_TO_ROLLUPS, _arrays(ROLLUP_COLUMNS, [(*key, *booking) for key, booking in changes]))
 
 
 def touch_secrets(uses: Sequence[tuple[int, dt.datetime, str | None, str]]) -> None:
@@ -165,7 +175,30 @@ def _whole(number: Decimal | None) -> int | None:
     return None if number is None else int(number)
 
 
-def _run(statement: str, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+def _insert(
+    statement: str, columns: Mapping[str, str], key: int, rows: Sequence[Sequence[Any]]
+) -> list[tuple[Any, ...]]:
+    """Run a statement of `_insert_new`; the key is the first `key` columns."""
+    if not rows:
+        return []
+    arrays = _arrays(columns, rows)
     with connection.cursor() as cursor:
-        cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
-        return cursor.fetchall() if cursor.description else []
+        cursor.execute(statement, [*arrays, *arrays[:key], len(rows)])
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+    return found
+
+
+def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The rows as PostgreSQL's text of an array for each column; psycopg, which looks into each value, takes long."""
+    arrays = []
+    for kind, values in zip(columns.values(), zip(*rows, strict=True), strict=True):
+        write = WRITERS.get(kind, str)
+        arrays.append("{" + ",".join(["NULL" if value is None else write(value) for value in values]) + "}")
+    return arrays
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+WRITERS: dict[str, Callable[[Any], str]] = {"text": _quoted, "uuid": operator.attrgetter("hex")}

@@ -85,10 +85,13 @@ class _Protocol(asyncio.Protocol):
             raise StoreUnavailable("the admission store stalls", sent=False)
         packed = hiredis.pack_command(command)
         future: asyncio.Future[Any] = self.loop.create_future()
+        if not self.waiting:  # there is nobody to share a write with, so it needn't wait for the loop's next turn
+            self.transport.write(packed)
+        else:
+            if not self.outgoing:
+                self.loop.call_soon(self.flush)
+            self.outgoing.append(packed)
         self.waiting.append((now + timeout, future))
-        if not self.outgoing:
-            self.loop.call_soon(self.flush)
-        self.outgoing.append(packed)
         return future
 
     def fail_overdue(self, now: float) -> None:

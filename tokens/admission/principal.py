@@ -5,10 +5,13 @@ answers STALE when a record has changed since.
 """
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeVar, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from tokens.admission import keys
 from tokens.admission.periods import Calendar, OpenPeriods, open_periods
@@ -17,9 +20,23 @@ RATE_MICROSECONDS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_00
 PERIOD_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "month": 2_592_000}
 METRIC_NUMBERS = {"requests": 1, "images": 2, "tokens": 3}
 
+Shared = TypeVar("Shared", bound=Hashable)
+_shared = lru_cache(maxsize=32_768)(lambda value: value)
+
+
+def share(value: Shared) -> Shared:
+    """An equal value that was given before, if it is still remembered.
+
+    Most of a principal is the same for others of its tenant, or with its limits: held once, 100,000 of them are cheap.
+    """
+    return cast(Shared, _shared(value))
+
 
 class LimitRecord(msgspec.Struct, frozen=True):
-    """A limit as the directory holds it. `burst` 0: not given; `start`: epoch seconds of its creation."""
+    """A limit as the directory holds it. `burst` 0: not given; `start`: epoch seconds of its creation.
+
+    Only a `total` quota counts from its creation, under its id: a principal's other limits have 0 as both.
+    """
 
     id: int
     metric: str
@@ -156,21 +173,24 @@ class _PlanBuilder:
             "member": f"member:{principal.member}",
             "tenant": f"tenant:{principal.tenant}",
         }
-        self.keys = [keys.inflight(self.shard, scope) for scope in self.scopes.values()]
-        self.number = {(scope, "concurrent"): place for place, scope in enumerate(self.scopes, 1)}
+        self.keys: list[str] = []
+        self.number = {
+            (scope, "concurrent"): self._add_key(scope, keys.inflight(self.shard, owner))
+            for scope, owner in self.scopes.items()
+        }
         self.uses: list[str] = []
         self.times: list[int] = []
         self.rates: list[tuple[str, int, int]] = []
         self.limits: list[str | int] = []
 
-    def _add_key(self, name: str) -> int:
-        self.keys.append(name)
+    def _add_key(self, scope: str, name: str) -> int:
+        self.keys.append(name if scope == "token" else share(name))
         return len(self.keys)
 
     def add_use(self, scope: str, period: str, name: str, start: int, end: int) -> None:
         """A use counter of a scope, to be found by limits under (scope, period)."""
         key = keys.use(self.shard, self.scopes[scope], name)
-        self.number[scope, period] = self._add_key(key)
+        self.number[scope, period] = self._add_key(scope, key)
         self.uses.append(key)
         self.times += (start, end)
 
@@ -180,7 +200,7 @@ class _PlanBuilder:
         if limit.is_rate:
             unit, tolerance = rate_units(limit.period, limit.amount, limit.burst)
             name = keys.rate(self.shard, self.scopes[scope], limit.metric, limit.period)
-            self.limits += ("rate", self._add_key(name), metric, limit.amount, unit, tolerance)
+            self.limits += ("rate", self._add_key(scope, name), metric, limit.amount, unit, tolerance)
             self.rates.append((name, metric, unit))
             return
         concurrent = limit.metric == "concurrent"
@@ -193,7 +213,7 @@ def _use_mark(limit: LimitRecord) -> str:
 
 
 def _make_plan(principal: Principal, now: float) -> Plan:
-    periods = open_periods(principal.calendar, now)
+    periods = share(open_periods(principal.calendar, now))
     changes_at = principal.calendar.changes_at
     builder = _PlanBuilder(principal)
     for scope in builder.scopes:
@@ -210,7 +230,7 @@ def _make_plan(principal: Principal, now: float) -> Plan:
         periods=periods,
         until=min(periods.day_end, changes_at) if changes_at > now else periods.day_end,
         keys=tuple(builder.keys),
-        packed=msgspec.msgpack.encode([len(builder.uses), *builder.times, *builder.limits]),
+        packed=share(msgspec.msgpack.encode([len(builder.uses), *builder.times, *builder.limits])),
         held=msgspec.json.encode(held),
         limits=principal.limits,
     )
@@ -235,7 +255,7 @@ def read_principal(
     """Build a principal from the three records' hashes. Raises KeyError or ValueError on an incomplete record."""
     shard, tenant_id, member_id, token_id, secret_id = locator
     scoped = [
-        ScopedLimit(scope, limit)
+        share(ScopedLimit(scope, limit if limit.period == "total" else replace(limit, id=0, start=0)))
         for scope, record in (("token", token), ("member", member), ("tenant", tenant))
         for limit in _limits_decoder.decode(record[b"limits"])
     ]
@@ -245,15 +265,17 @@ def read_principal(
         member=member_id,
         token=token_id,
         secret=secret_id,
-        versions=(int(token[b"version"]), int(member[b"version"]), int(tenant[b"version"])),
+        versions=share((int(token[b"version"]), int(member[b"version"]), int(tenant[b"version"]))),
         active=token[b"status"] == member[b"status"] == tenant[b"status"] == b"active",
         expires=int(token[b"expires"]),
         accepted_until=int(token.get(b"secret:%d" % secret_id, b"-1")),
-        networks=tuple(ipaddress.ip_network(text) for text in _strings_decoder.decode(token[b"networks"])),
-        origins=frozenset(text.lower() for text in _strings_decoder.decode(tenant[b"origins"])),
-        model=tenant[b"model"].decode(),
-        calendar=Calendar(
-            tenant[b"timezone"].decode(), tenant[b"next_timezone"].decode(), int(tenant[b"next_timezone_from"])
+        networks=share(tuple(ipaddress.ip_network(text) for text in _strings_decoder.decode(token[b"networks"]))),
+        origins=share(frozenset(text.lower() for text in _strings_decoder.decode(tenant[b"origins"]))),
+        model=share(tenant[b"model"].decode()),
+        calendar=share(
+            Calendar(
+                tenant[b"timezone"].decode(), tenant[b"next_timezone"].decode(), int(tenant[b"next_timezone_from"])
+            )
         ),
-        limits=tuple(scoped),
+        limits=share(tuple(scoped)),
     )
