@@ -66,7 +66,7 @@ VERBS: dict[str, Callable[..., str]] = {
     "count": count,
     "roundtrips": time_scripts,
     "directory": bulk.directory,
-    "compact": bulk.compact,
+    "no-rewrites": bulk.no_rewrites,
     "events": bulk.events,
     "drain": bulk.drain_all,
     "ledger": bulk.ledger,

@@ -95,11 +95,9 @@ def directory(prefix: str, tenants: str, each: str, file: str) -> str:
     return str(len(made))
 
 
-def compact() -> str:
-    """Let the store rewrite its append-only file now: it won't again before that has doubled, so in no measurement."""
-    store().bgrewriteaof()
-    while any(store().info("persistence")[f"aof_rewrite_{state}"] for state in ("scheduled", "in_progress")):
-        time.sleep(0.1)
+def no_rewrites() -> str:
+    """Let the store no longer rewrite its append-only file by itself: that would fall into one round or the other."""
+    store().config_set("auto-aof-rewrite-percentage", 0)
     return ""
 
 

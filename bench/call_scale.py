@@ -74,6 +74,7 @@ def directory(size: float) -> list[Bar | str]:
     cores.pin(os.getpid(), load_core)
     tenants = max(1, int(TENANTS * size))
     with running(server_core) as bench:
+        bench.books("no-rewrites")
         file = bench.data / "issued"
         bench.books("directory", "many", str(tenants), str(TOKENS_EACH), str(file))
         tokens = file.read_text(encoding="ascii").split()
@@ -99,7 +100,6 @@ def _spread(bench: Bench, gateway: Server, tokens: list[str]) -> Target:
     target = Target(f"{len(tokens)} tokens", gateway.url, endless(), gateway.pid, bench.valkey)
     in_turn = iter([*requests, *requests[:CONNECTIONS]])  # each once, so that what can be remembered is
     load.run(gateway.url, in_turn, CONNECTIONS, calls=len(requests))
-    bench.books("compact")
     return target
 
 
