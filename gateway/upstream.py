@@ -145,7 +145,7 @@ class Upstream:
             except BaseException:  # above all a deadline, which cancels
                 held.release()
                 raise
-            headers = {name: value for name in PASSED_HEADERS if (value := response.get_header(name)) is not None}
+            headers = {name: value for name in PASSED_HEADERS if (value := _header(response, name))}
             return Answer(response.status, body, headers, held)
 
     async def _read(self, response: Response, held: Held) -> bytes | memoryview:
@@ -166,9 +166,17 @@ class Upstream:
         return memoryview(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
 
 
+def _header(response: Response, name: str) -> str:
+    """The header's value; "" when there is none, or one that isn't text: that is no reason to lose the answer."""
+    try:
+        return response.get_header(name) or ""
+    except ValueError:
+        return ""
+
+
 def _declared_length(response: Response) -> int:
     """Bytes; 0 when there is no Content-Length. It is no proof: an answer in chunks may declare whatever it likes."""
-    value = response.get_header("content-length") or ""
+    value = _header(response, "content-length")
     return int(value) if value.isdecimal() and len(value) < 16 else 0
 
 

@@ -1,9 +1,11 @@
 """Tables for spreadsheets: safe to open, the same from Python and from PostgreSQL, and whole or plainly broken off."""
 
+import asyncio
 import csv
 import datetime as dt
 import io
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,15 +14,18 @@ from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from tests.adminpages import page
 from tests.bookkeeping import Customer, request_id
 from tests.conftest import Gateway
 from tests.processes import wait_until
 from tokens.models import User
+from usage.admin.readonly import Pieces
 from usage.exports import csv_pieces, plain, write_csv
 from usage.ledger import record
 from usage.models import Price, UsageRecord
@@ -97,6 +102,18 @@ def test_postgresql_writes_the_same_csv(alice: Customer) -> None:
     assert {cell for _, cell in DANGEROUS} <= read
 
 
+def test_a_filter_that_nothing_passes_gives_the_header_alone() -> None:
+    for rows in (UsageRecord.objects.none(), UsageRecord.objects.filter(model__in=[])):
+        assert b"".join(csv_pieces(rows, {"day": "day", "model": "model"})) == b'"day","model"\r\n'
+
+
+def test_it_is_written_while_queries_are_watched(alice: Customer) -> None:
+    record([alice.event()])
+    with CaptureQueriesContext(connection):
+        written = b"".join(csv_pieces(UsageRecord.objects.filter(tenant=alice.tenant), {"model": "model"}))
+    assert written == f'"model"\r\n"{alice.model}"\r\n'.encode()
+
+
 def test_a_kind_of_column_without_a_form_is_refused() -> None:
     with pytest.raises(TypeError, match="no CSV for is_active, a BooleanField"):
         next(csv_pieces(User.objects.all(), {"active": "is_active"}))
@@ -144,6 +161,31 @@ def test_a_client_that_leaves_frees_the_database(alice: Customer, gateway: Gatew
     with download(gateway, admin, alice):
         assert len(copying()) == 1
     wait_until(lambda: not copying())
+
+
+def test_a_client_that_takes_nothing_is_given_up(alice: Customer) -> None:
+    rows = long_rows(alice)
+
+    def still_copying() -> list[int]:
+        try:
+            return copying()
+        finally:
+            connection.close()  # of this thread
+
+    async def read_slowly() -> None:
+        pieces = Pieces(csv_pieces(rows, COLUMNS), patience=0.2)
+        async with ThreadSensitiveContext():
+            await anext(pieces)
+            end = time.monotonic() + 10
+            while await sync_to_async(still_copying, thread_sensitive=False)():
+                assert time.monotonic() < end, "the statement still runs"
+                await asyncio.sleep(0.02)
+            with pytest.raises(TimeoutError):
+                await anext(pieces)
+            await sync_to_async(pieces.close)()
+            await sync_to_async(lambda: connection.close())()
+
+    asyncio.run(read_slowly())
 
 
 def test_an_export_that_breaks_off_is_no_whole_file(alice: Customer, gateway: Gateway, admin: Client) -> None:

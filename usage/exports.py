@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol
 
+from django.core.exceptions import EmptyResultSet
 from django.db import connection, models, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Case, F, Func, QuerySet, Value, When
@@ -83,8 +84,13 @@ def csv_pieces(rows: QuerySet[Any], columns: Mapping[str, str]) -> Generator[byt
     closes the iterator, which cancels the statement. Raises django.db.DatabaseError, perhaps after some pieces.
     """
     piece = bytearray(_line(columns).encode())
-    statement, parameters = _copying(rows, list(columns.values()))
-    with snapshot() as cursor, cursor.copy(statement, parameters) as lines:
+    try:
+        statement, parameters = _copying(rows, list(columns.values()))
+    except EmptyResultSet:  # a filter that nothing can pass
+        yield bytes(piece)
+        return
+    # psycopg's own cursor: Django's wrapper for debugging takes no parameters.
+    with snapshot() as cursor, cursor.cursor.copy(statement, parameters) as lines:
         for line in lines:
             piece += line[:-1]  # PostgreSQL ends lines with a line feed only
             piece += b"\r\n"

@@ -1,5 +1,6 @@
 """Pages of the books: nobody changes them here, and a list can be downloaded whole."""
 
+import asyncio
 from collections.abc import Generator
 from typing import Any, Self
 
@@ -17,6 +18,8 @@ from unfold.decorators import action
 from unfold.paginator import InfinitePaginator
 
 from usage.exports import csv_pieces
+
+PATIENCE_SECONDS = 60
 
 
 class UnchangeableAdmin(ModelAdmin):
@@ -94,21 +97,36 @@ class Pieces:
     """What is read from the database for ASGI, which would otherwise gather everything before it sends.
 
     Each piece is read in the request's own thread. Django closes it with the response, so the database is free again
-    when the client has left. An error ends the connection before the file's end, so nobody takes a part for the whole.
+    when the client has left, and a client that takes nothing for `patience` seconds is given up: a reading transaction
+    holds up vacuum and new partitions. An error ends the connection before the file's end, so nobody takes a part for
+    the whole.
     """
 
-    def __init__(self, pieces: Generator[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Generator[bytes], patience: float = PATIENCE_SECONDS) -> None:
+        self._pieces, self._patience = pieces, patience
+        self._timer: asyncio.TimerHandle | None = None
+        self._giving_up: asyncio.Future[None] | None = None
+        self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._giving_up is not None:
+            raise TimeoutError("The client took nothing of the download for too long.")
         piece = await sync_to_async(lambda: next(self._pieces, None))()
         if piece is None:
             raise StopAsyncIteration
+        self._timer = asyncio.get_running_loop().call_later(self._patience, self._give_up)
         return piece
+
+    def _give_up(self) -> None:
+        if not self._closed:
+            self._giving_up = asyncio.ensure_future(sync_to_async(self._pieces.close)())
 
     def close(self) -> None:
         """Stop reading; in the thread that read."""
+        self._closed = True
         self._pieces.close()
