@@ -11,6 +11,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from tests import stack
+from tests.owndatabase import drop_database
 from tests.ownvalkey import OwnValkey, own_valkey
 from tokens.installation import ensure_installation
 
@@ -50,4 +51,4 @@ def own_books() -> Iterator[OwnValkey]:
             with using(name), own_valkey(pytest.MonkeyPatch()) as valkey:
                 yield valkey
         finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+            drop_database(server, name)

@@ -17,6 +17,7 @@ import redis
 from cryptography.fernet import Fernet
 
 from tests import stack
+from tests.owndatabase import drop_database
 from usage.archive import Writer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +114,7 @@ def installations(tmp_path: Path) -> Iterator[tuple[Installation, Installation]]
     with psycopg.connect(stack.SERVERS.database_url, autocommit=True) as connection:
         for number in (12, 13):
             name = f"backup_{number}"
-            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            drop_database(connection, name)
             connection.execute(f"CREATE DATABASE {name}".encode())
             made.append(Installation(name, tmp_path / name, number, make_secrets()))
     for installation in made:

@@ -23,6 +23,7 @@ from config.redis import store
 from config.supervisor.valkey import EmbeddedValkey
 from gateway.requestids import make_request_id
 from tests import stack
+from tests.owndatabase import drop_database
 from tests.processes import wait_until
 from tests.scriptcalls import EXACT, NOT_SENT, UNRESOLVED, VOID, Caller, counters, event, generation
 from tokens import issuing
@@ -50,7 +51,7 @@ def template() -> Iterator[str]:
         command = [sys.executable, str(ROOT / "manage.py"), "migrate", "--verbosity", "0"]
         subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=60)
         yield TEMPLATE
-        server.execute(f"DROP DATABASE {TEMPLATE} WITH (FORCE)".encode())
+        drop_database(server, TEMPLATE)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def database(template: str) -> Iterator[str]:
         yield NAME
         connection.close()
         connection.settings_dict["NAME"] = name
-        server.execute(f"DROP DATABASE {NAME} WITH (FORCE)".encode())
+        drop_database(server, NAME)
 
 
 @pytest.fixture

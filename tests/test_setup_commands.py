@@ -24,6 +24,7 @@ from config.redis import store
 from gateway import catalog
 from gateway.catalog import Catalog
 from gateway.models import Provider, ProviderKey
+from tests.owndatabase import drop_database
 from tokens.admission import keys
 from tokens.secrets import digest
 
@@ -126,7 +127,7 @@ def installation(
     yield found
     found.store().flushdb()
     with django_db_blocker.unblock(), connection.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(cursor, name)
 
 
 def test_bootstrap_can_be_repeated_and_repairs_the_store(installation: Installation) -> None:
