@@ -134,9 +134,8 @@ def make_default(model: Model) -> None:
     for former in Model.objects.select_for_update().filter(default=True).exclude(pk=model.pk):
         former.default = False
         former.save(update_fields=["default"])
-    if not model.default:
-        model.default = True
-        model.save(update_fields=["default"])
+    model.default = True  # an old copy of the row may say so already
+    model.save(update_fields=["default"])
 
 
 def set_from_environment(base_url: str, key: str, model: str) -> Model | None:

@@ -28,6 +28,17 @@ def keys_of(provider: Provider) -> list[tuple[str, bool]]:
     return [(decrypt(bytes(row.encrypted)), row.active) for row in provider.keys.order_by("id")]
 
 
+def test_a_copy_from_when_it_was_the_default_makes_it_so_again(name: str) -> None:
+    with transaction.atomic():  # never committed: the default model is one for all
+        first, second = set_up(name), set_up(f"{name}-2")
+        providers.make_default(first)
+        providers.make_default(second)
+        assert first.default, "it doesn't know better"
+        providers.make_default(first)
+        assert Model.objects.get(default=True) == first
+        transaction.set_rollback(True)
+
+
 @pytest.mark.parametrize(
     "url",
     [
