@@ -7,13 +7,13 @@ DATA ?= .data
 NO_STACK = DATABASE_URL=postgresql://types/types REDIS_URL=redis://types PUBLIC_URL=http://localhost SECRET_KEY=types \
   TOKEN_PEPPERS=1:types-types-types-types-types-types-types ENCRYPTION_KEYS=types
 
-# Two at a time, a file of tests each: much of the time is waiting.
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+# Three at a time, a file of tests each: much of the time is waiting. In the order of tests/alone.py: longest first.
+PYTEST = .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 LOCK = .venv/bin/python -m uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --quiet
 
-.PHONY: help run test check controls chaos bench bench-scale bench-peers lock clean
+.PHONY: help run test check controls chaos bench bench-scale bench-peers screenshots lock clean
 
 help:
 	@echo "make run     start the whole gateway on this machine: http://127.0.0.1:$(PORT)"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench   measure what a request costs: the gateway beside a bare pass-through and nginx"
 	@echo "make bench-scale  measure what grows: calls held, limits, tokens, images, the books, the start"
 	@echo "make bench-peers  measure LiteLLM's proxy and Portkey's gateway on the same load; installs them outside"
+	@echo "make screenshots  take the pictures of docs/images, of a stack of their own; needs Chromium"
 	@echo "make lock    pin the dependencies of requirements/*.in anew"
 	@echo "make clean   remove .venv and caches; the data stays"
 
@@ -59,6 +60,9 @@ bench-scale: install-run
 
 bench-peers: install-run
 	@exec .venv/bin/python -m bench.peers
+
+screenshots: install-dev
+	@exec .venv/bin/python -m tests.screenshots $(if $(NAME),--only $(NAME))
 
 lock: install-dev
 	$(LOCK) requirements/dev.in -o requirements/dev.txt

@@ -7,13 +7,16 @@ import sys
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import execute_from_command_line
 
+from tokens import actors
+
 BROKEN_PIPE = 141  # what a shell says of a program that SIGPIPE ended
 
 
 def main() -> None:
     """Run the command; what it printed is out when this returns or raises."""
     try:
-        execute_from_command_line(sys.argv)
+        with actors.acting_as(actors.of_command()):  # for the commands that Django brings along, too
+            execute_from_command_line(sys.argv)
     finally:
         sys.stdout.flush()
 

@@ -17,7 +17,7 @@ from django.urls import reverse
 
 from bench import cores
 from config.redis import store
-from gateway.requestids import make_request_id
+from config.requestids import make_request_id
 from tokens import directory as token_directory
 from tokens import secrets
 from tokens.admission import keys
@@ -31,21 +31,24 @@ MONTH = dt.date(2026, 10, 1), dt.date(2026, 11, 1)
 MODELS = 3
 
 DIRECTORY = """
-INSERT INTO tokens_tenant (version, slug, name, status, timezone, next_timezone, origins, model, created_at)
-SELECT 1, '{prefix}-' || t, 'Tenant ' || t, 'active', 'Europe/Berlin', '', '{{}}', '', now()
+INSERT INTO tokens_tenant
+  (version, slug, name, status, timezone, next_timezone, origins, model, plan_version, unresolved_policy, created_at)
+SELECT 1, '{prefix}-' || t, 'Tenant ' || t, 'active', 'Europe/Berlin', '', '{{}}', '', 0, 'nothing', now()
 FROM generate_series(1, {tenants}) t;
-INSERT INTO tokens_user (password, is_superuser, first_name, last_name, email, is_staff, is_active, date_joined)
-SELECT '!', false, '', '', '{prefix}-' || t || '@example.com', false, true, now() FROM generate_series(1, {tenants}) t;
-INSERT INTO tokens_membership (version, tenant_id, user_id, status, created_at)
-SELECT 1, t.id, u.id, 'active', now()
+INSERT INTO tokens_user
+  (password, is_superuser, is_finance, first_name, last_name, email, is_staff, is_active, date_joined)
+SELECT '!', false, false, '', '', '{prefix}-' || t || '@example.com', false, true, now()
+FROM generate_series(1, {tenants}) t;
+INSERT INTO tokens_membership (version, tenant_id, user_id, role, status, created_at)
+SELECT 1, t.id, u.id, '', 'active', now()
 FROM tokens_tenant t JOIN tokens_user u ON u.email = t.slug || '@example.com' WHERE t.slug LIKE '{prefix}-%';
 INSERT INTO tokens_proxytoken
-  (version, tenant_id, member_id, name, status, networks, created_at, created_by, revoked_by, revoke_reason)
-SELECT 1, m.tenant_id, m.id, 'token ' || k, 'active', '{{}}', now(), '', '', ''
+  (version, tenant_id, member_id, name, status, networks, model, created_at, created_by, revoked_by, revoke_reason)
+SELECT 1, m.tenant_id, m.id, 'token ' || k, 'active', '{{}}', '', now(), '', '', ''
 FROM tokens_membership m JOIN tokens_tenant t ON t.id = m.tenant_id, generate_series(1, {each}) k
 WHERE t.slug LIKE '{prefix}-%';
-INSERT INTO tokens_limit (tenant_id, token_id, metric, period, amount, created_at)
-SELECT k.tenant_id, k.id, 'requests', 'minute', 30000000, now()
+INSERT INTO tokens_limit (tenant_id, token_id, metric, period, amount, from_plan, created_at)
+SELECT k.tenant_id, k.id, 'requests', 'minute', 30000000, false, now()
 FROM tokens_proxytoken k JOIN tokens_tenant t ON t.id = k.tenant_id WHERE t.slug LIKE '{prefix}-%';
 """
 SECRETS = """
@@ -56,12 +59,13 @@ SELECT *, %s, 'gem_', false, now(), '' FROM unnest(%s::bigint[], %s::text[])
 # Calls of a month, one after the other, spread evenly over all tokens and models.
 LEDGER = """
 INSERT INTO usage_record (request_id, kind, number, outcome, tenant_id, member_id, token_id, model, size, n, images,
-  input_tokens, output_tokens, reported_tokens, charged_tokens, provenance, cost, currency, day, booked_day, provider,
-  provider_request_id, latency_ms, reason, at, generation, sequence)
+  input_tokens, output_tokens, reported_tokens, charged_tokens, provenance, quality, cost, currency, unpriced,
+  day, booked_day,
+  provider, provider_request_id, latency_ms, reason, at, generation, sequence)
 SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(h, 1, 3) || '8'
   || substr(h, 4, 15))::uuid, 'exact', 0, 'exact', k.tenant_id, k.member_id, k.id,
   'model-' || 1 + i / {tokens} % {models},
-  '1024x1024', 1, 1, 20, 1480, 1500, 1500, 'reported', 0.04, 'EUR', at::date, at::date, 'provider-1',
+  '1024x1024', 1, 1, 20, 1480, 1500, 1500, 'reported', '', 0.04, 'EUR', '', at::date, at::date, 'provider-1',
   'req-' || substr(h, 1, 12), 8000, '', at, 'bench', i
 FROM (
   SELECT i, md5(i::text) AS h, '{start}'::timestamptz + ('{end}'::timestamptz - '{start}') * i / {rows} AS at
@@ -71,10 +75,10 @@ JOIN (SELECT *, row_number() OVER (ORDER BY id) AS place FROM tokens_proxytoken)
 """
 ROLLUPS = """
 INSERT INTO usage_dailyusage (tenant_id, member_id, token_id, model, booked_day, currency, requests, images,
-  charged_tokens, input_tokens, output_tokens, cost, unpriced_requests, unresolved_requests, unresolved_images,
-  unresolved_tokens, voided_requests)
+  charged_tokens, input_tokens, output_tokens, cost, provider_cost, unpriced_requests, uncosted_requests,
+  unresolved_requests, unresolved_images, unresolved_tokens, voided_requests)
 SELECT tenant_id, member_id, token_id, model, booked_day, currency, count(*), sum(images), sum(charged_tokens),
-  sum(input_tokens), sum(output_tokens), sum(cost), 0, 0, 0, 0, 0
+  sum(input_tokens), sum(output_tokens), sum(cost), 0, 0, count(*), 0, 0, 0, 0
 FROM usage_record GROUP BY tenant_id, member_id, token_id, model, booked_day, currency ORDER BY booked_day
 """
 

@@ -12,7 +12,7 @@ from django.conf import settings
 
 from bench import cores
 from config.redis import parse_address, store
-from gateway.requestids import make_request_id
+from config.requestids import make_request_id
 from tokens import secrets
 from tokens.admission import keys
 from tokens.admission.admission import Claim, admit

@@ -25,6 +25,7 @@ try:
 except ImproperlyConfigured as refusal:
     sys.exit(f"The gateway doesn't start. {refusal}")
 
+from config.bodies import bounded
 from gateway.handler import LeanHandler
 from gateway.inflight import Receive
 from gateway.requests import Send
@@ -33,7 +34,7 @@ API_PATHS = ("/wp-json/", "/v1/", "/images/")
 OPERATION_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 lean = LeanHandler()
-stock = get_asgi_application()
+stock = bounded(get_asgi_application())
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -43,4 +44,4 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     elif f"{scope['path']}/".startswith(API_PATHS) or scope["path"] in OPERATION_PATHS:
         await lean(scope, receive, send)
     else:
-        await stock(scope, receive, send)  # type: ignore[arg-type]
+        await stock(scope, receive, send)

@@ -4,6 +4,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from django.core.exceptions import ImproperlyConfigured
+from psycopg import IsolationLevel
 
 from config.serverurls import split_url
 
@@ -35,7 +36,8 @@ def database_settings(url: str) -> dict[str, Any]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": host,
         "PORT": str(parts.port or ""),
-        "OPTIONS": options,
+        # The default of most servers, but not of all: what asks which months are closed must see the newest answer.
+        "OPTIONS": {**options, "isolation_level": IsolationLevel.READ_COMMITTED},
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": True,
     }

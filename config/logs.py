@@ -6,12 +6,15 @@ passes through here, so that one parser reads all.
 
 import logging
 import logging.config
+import re
 from typing import Any
 
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# With an error Django logs the path, in which such a link is whole, and not used yet.
+PASSWORD_LINK = re.compile(r"(/password/choose/[^/\s]+/)[^/\s\"'<>\\]+")
 
 
 def configure(options: dict[str, Any]) -> None:
@@ -40,6 +43,7 @@ def configure(options: dict[str, Any]) -> None:
                     "processors": [
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                         structlog.processors.JSONRenderer(),
+                        _hide_links,
                     ],
                 }
             },
@@ -58,3 +62,7 @@ def configure(options: dict[str, Any]) -> None:
             },
         }
     )
+
+
+def _hide_links(_logger: Any, _method: str, line: str) -> str:
+    return PASSWORD_LINK.sub(r"\1(hidden)", line)

@@ -5,6 +5,7 @@ A wrong or missing value stops the start with a sentence that names the variable
 
 import ipaddress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,8 +15,11 @@ from django.urls import reverse_lazy
 from config.databases import database_settings
 from config.environment import process_environment
 from config.mail import MailServer, checked_addresses, parse_mail_url
+from config.navigation import NAVIGATION
 from config.redis import parse_address
+from config.security import *  # noqa: F403
 from config.serverurls import split_url
+from config.throttling import checked_rate
 
 env = process_environment()
 
@@ -26,7 +30,6 @@ SECRET_KEY = env.text("SECRET_KEY")
 PUBLIC_URL = env.text("PUBLIC_URL").rstrip("/")
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", urlsplit(PUBLIC_URL).hostname or "")
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
-HTTPS = PUBLIC_URL.startswith("https://")
 
 
 def _networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -122,6 +125,13 @@ DEFAULT_FROM_EMAIL = checked_addresses(
     "EMAIL_FROM", [env.text("EMAIL_FROM", "") or f"gateway@{urlsplit(PUBLIC_URL).hostname or 'localhost'}"]
 )[0]
 
+# Quota alerts: networks that webhooks may reach although they are not on the public internet
+WEBHOOK_NETWORKS = _networks("WEBHOOK_NETWORKS")
+API_RATE = checked_rate("API_RATE", env.text("API_RATE", "600/m"))  # of one key of the management API
+
+EXPORT_ROOT = env.path("EXPORT_ROOT", DATA / "exports")  # large exports; of worker and web processes
+ISSUER = env.text("ISSUER", "Gem Heaven Gateway")  # of statements
+
 # Celery
 CELERY_BROKER_URL = env.text("CELERY_BROKER_URL", _store.celery_url(_store.database + 2))
 for _broker in CELERY_BROKER_URL.split(";"):  # Celery takes the next one when one is down
@@ -129,6 +139,10 @@ for _broker in CELERY_BROKER_URL.split(";"):  # Celery takes the next one when o
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+# A busy worker takes no tick that it can't begin: another one may be free.
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# One process at most makes exports (usage.exportjobs). If that took more (KiB), a new process takes its place.
+CELERY_WORKER_MAX_MEMORY_PER_CHILD = 300_000
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TIMEZONE = "UTC"
 # Without these a broker that vanishes silently would hold up worker and scheduler until TCP gives up.
@@ -140,9 +154,10 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 }
 # A task that takes longer is ended, softly first; those of the second line grow with the installation.
 CELERY_TASK_TIME_LIMIT, CELERY_TASK_SOFT_TIME_LIMIT = 60, 50
+_EXPORTS = ("usage.make_exports", "usage.send_reports")
 CELERY_TASK_ANNOTATIONS = {
     name: {"time_limit": 900, "soft_time_limit": 890}
-    for name in ("usage.guard", "usage.compare_counters", "tokens.compare", "gateway.delete_old_images")
+    for name in ("usage.guard", "usage.compare_counters", "tokens.compare", "gateway.delete_old_images", *_EXPORTS)
 }
 # `expires` keeps a stopped worker's missed ticks from being run one after the other when it returns.
 CELERY_BEAT_SCHEDULE = {
@@ -157,6 +172,11 @@ CELERY_BEAT_SCHEDULE = {
     "sequences": {"task": "usage.check_sequences", "schedule": 60.0, "options": {"expires": 60}},
     "alarms": {"task": "usage.check_alarms", "schedule": 60.0, "options": {"expires": 60}},
     "counters": {"task": "usage.compare_counters", "schedule": 600.0, "options": {"expires": 600}},
+    "quotas": {"task": "usage.check_quotas", "schedule": 60.0, "options": {"expires": 60}},
+    "quota_alerts": {"task": "usage.send_alerts", "schedule": 5.0, "options": {"expires": 5}},
+    "exports": {"task": "usage.make_exports", "schedule": 2.0, "options": {"expires": 4}},
+    "reports": {"task": "usage.send_reports", "schedule": 30.0, "options": {"expires": 30}},
+    "old exports": {"task": "usage.delete_old_exports", "schedule": 3600.0, "options": {"expires": 3600}},
     "partitions": {"task": "usage.create_partitions", "schedule": 3600.0, "options": {"expires": 3600}},
 }
 
@@ -172,23 +192,35 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.humanize",
     "django.contrib.postgres",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
+    "config.signin",
+    "csp",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "tokens",
     "usage",
     "gateway",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "config.browserheaders.browser_headers",
+    "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "tokens.requestactors.actor_middleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "config.signin.middleware.SignInMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "config.urls"
 ASGI_APPLICATION = "config.asgi.application"
 AUTH_USER_MODEL = "tokens.User"
+AUTHENTICATION_BACKENDS = ["tokens.roles.RoleBackend"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
@@ -213,6 +245,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": [],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "UNAUTHENTICATED_USER": None,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
 }
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -221,29 +254,10 @@ FORMAT_MODULE_PATH = ["config.formats"]
 STATIC_URL = "/static/"
 STATICFILES_DIRS = [BASE_DIR / "config" / "static"]
 STATIC_ROOT = env.path("STATIC_ROOT", DATA / "static")
-LOGIN_URL = "admin:login"
-
-# Transport security follows PUBLIC_URL: behind https everything that can be strict is.
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
-SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_AGE = 12 * 3600
-SECURE_SSL_REDIRECT = False  # the API answers errors in JSON; redirecting is the proxy's business
-SILENCED_SYSTEM_CHECKS = ["security.W008"]  # asks for that redirect
-SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-SECURE_CONTENT_TYPE_NOSNIFF = True
-SECURE_REFERRER_POLICY = "same-origin"
-X_FRAME_OPTIONS = "DENY"
 
 # The admin
 
-
-def _page(title: str, icon: str, name: str) -> dict[str, object]:
-    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}")}
-
-
-UNFOLD = {
+UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Gem Heaven Gateway",
     "SITE_HEADER": "Gem Heaven Gateway",
     "SITE_SYMBOL": "diamond",
@@ -251,48 +265,15 @@ UNFOLD = {
     "SITE_URL": None,
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda request: static("gateway/admin.css")],
-    "DASHBOARD_CALLBACK": "gateway.admin.dashboard.dashboard",
-    "SIDEBAR": {
+    "SCRIPTS": [lambda request: static("gateway/alpinepages.js")],
+    "COLORS": lambda request: {},  # they would be an inline style; admin.css has them
+    "LOGIN": {"form": "config.signin.forms.SignInForm"},
+    "ACCOUNT": {
         "navigation": [
-            {"items": [_page("Today", "monitoring", "index")]},
-            {
-                "title": "Tenants & tokens",
-                "separator": True,
-                "items": [
-                    _page("Tenants", "apartment", "tokens_tenant_changelist"),
-                    _page("Members", "badge", "tokens_membership_changelist"),
-                    _page("Proxy tokens", "key", "tokens_proxytoken_changelist"),
-                ],
-            },
-            {
-                "title": "Usage",
-                "separator": True,
-                "items": [
-                    _page("Daily usage", "calendar_month", "usage_dailyusage_changelist"),
-                    _page("Usage records", "receipt_long", "usage_usagerecord_changelist"),
-                    _page("Unresolved calls", "help", "usage_unresolvedcall_changelist"),
-                    _page("Quarantined events", "report", "usage_quarantinedevent_changelist"),
-                    _page("Price list", "sell", "usage_price_changelist"),
-                ],
-            },
-            {
-                "title": "Operations",
-                "separator": True,
-                "items": [_page("Alarms", "notifications_active", "usage_alarm_changelist")],
-            },
-            {
-                "title": "Providers",
-                "separator": True,
-                "items": [
-                    _page("Providers", "cloud", "gateway_provider_changelist"),
-                    _page("Models", "palette", "gateway_model_changelist"),
-                ],
-            },
-            {
-                "title": "People",
-                "separator": True,
-                "items": [_page("Users", "person", "tokens_user_changelist")],
-            },
-        ],
+            {"title": "Change password", "link": reverse_lazy("admin:password_change")},
+            {"title": "Second factor", "link": reverse_lazy("second_factor")},
+        ]
     },
+    "DASHBOARD_CALLBACK": "gateway.admin.dashboard.dashboard",
+    "SIDEBAR": {"navigation": NAVIGATION},
 }

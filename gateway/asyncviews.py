@@ -60,5 +60,5 @@ class AsyncAPIView(APIView):
             logger.error("a view failed", exc_info=exc)
             error = ApiError("The gateway failed to answer this request.")
         request = cast(LeanRequest, self.request._request)
-        request.error_type = error.type
+        request.error, request.error_type = error, error.type
         return json_reply(error.content(request.request_id), error.status, error.headers)

@@ -67,7 +67,7 @@ class Authenticator:
             principal = await self._load(token, digest)
         if not principal.accepted(time.time()):
             self._known.pop(digest, None)
-            raise InvalidToken
+            raise InvalidToken(principal)
         return principal
 
     async def _load(self, token: str, digest: str) -> Principal:

@@ -10,7 +10,7 @@ from gateway.catalog import UpstreamModel
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.runtime import Runtime
 from gateway.validation import GenerationRequest
-from tokens.admission.admission import Standing
+from tokens.admission.admission import Decision, Standing
 from tokens.admission.principal import Principal
 
 
@@ -35,6 +35,7 @@ class Call:
     provider_request_id: str = ""
     held: Held | None = None  # memory of the provider's answer
     charged: int | None = None  # tokens, once the call is settled
+    decision: Decision | None = None  # the admit script's last one
     standings: tuple[Standing, ...] = ()
     replayed: bool = False
 
@@ -87,6 +88,7 @@ def event_of(call: Call, day: str) -> bytes:
             "secret": principal.secret,
             "model": call.model.name,
             "size": call.asked.size,
+            "quality": call.model.quality,
             "n": call.asked.n,
             "provider": call.model.provider,
             "estimate": call.estimate,

@@ -15,8 +15,8 @@ from types import MappingProxyType
 import msgspec
 from django.db.models import F, Func
 
+from config.encryption import WrongKey, decrypt
 from config.redis import store
-from gateway.encryption import WrongKey, decrypt
 from gateway.models import Model, ProviderKey
 from tokens.admission import keys
 from tokens.models import Status, Tenant
@@ -36,6 +36,7 @@ class UpstreamModel:
     answer_form: str  # b64_json, url, or nothing for the provider's default
     prompt_limit: int  # characters
     sizes: Mapping[str, int]
+    quality: str = ""  # that the provider is asked for; nothing for its own choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class _Entry(msgspec.Struct):
     answer_form: str
     prompt_limit: int
     sizes: dict[str, int]
+    quality: str = ""
 
 
 class _Published(msgspec.Struct):
@@ -101,6 +103,7 @@ def _entry(row: Model, encrypted: str) -> _Entry:
         answer_form=row.answer_form,
         prompt_limit=row.prompt_limit,
         sizes={size.size: size.most_tokens for size in row.sizes.all()},
+        quality=row.quality,
     )
 
 
@@ -158,6 +161,7 @@ def _opened(entry: _Entry) -> UpstreamModel | None:
         answer_form=entry.answer_form,
         prompt_limit=entry.prompt_limit,
         sizes=MappingProxyType(entry.sizes),
+        quality=entry.quality,
     )
 
 

@@ -19,6 +19,8 @@ ApiError
 
 from typing import Any, ClassVar
 
+from tokens.admission.principal import Principal
+
 NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -54,12 +56,13 @@ class MethodNotAllowed(ApiError):
 
 
 class InvalidToken(ApiError):
-    """No token, or one that doesn't count; which of both nobody is told."""
+    """No token, or one that doesn't count; which of both nobody is told. `principal` is whose it is, where known."""
 
     status, type = 403, "invalid_token"
 
-    def __init__(self) -> None:
+    def __init__(self, principal: Principal | None = None) -> None:
         super().__init__("Invalid API token", dict(NO_RETRY))
+        self.principal = principal
 
 
 class NotAllowed(ApiError):

@@ -19,6 +19,7 @@ from gateway import metrics, requestlog
 from gateway.errors import ApiError, InvalidRequest, NotFound
 from gateway.headers import origin_headers, preflight_headers
 from gateway.inflight import Receive
+from gateway.observing import observe
 from gateway.replies import Reply, json_reply, reply_of
 from gateway.requests import LeanRequest, Send
 from gateway.runtime import Runtime
@@ -138,7 +139,7 @@ def _calm_collector() -> None:
 
 
 def _error(request: LeanRequest, error: ApiError) -> Reply:
-    request.error_type = error.type
+    request.error, request.error_type = error, error.type
     return json_reply(error.content(request.request_id), error.status, error.headers)
 
 
@@ -146,6 +147,8 @@ def _record(request: LeanRequest, reply: Reply, seconds: float) -> None:
     metrics.request_finished(request.route, reply.status, request.error_type, seconds)
     if request.route in {"healthz", "readyz", "metrics"}:
         return
+    if request.route == "generate-image" and request.method == "POST":
+        observe(request, reply.status, seconds)
     call, known = request.call, request.known
     requestlog.write(
         request_id=request.request_id,

@@ -84,7 +84,8 @@ def read_usage(raw: bytes, estimate: int) -> Usage:
     """The usage object of an answer that delivered images; `estimate` is the call's upper bound in tokens.
 
     `total_tokens` is never summed from parts: some providers report 0 + 0 with a real total. A total that is missing
-    or absurd (negative, not an integer, 0, over ten times the bound) is charged at the estimate and marked.
+    or absurd (negative, not an integer, 0, over ten times the bound) is charged at the estimate and marked, and its
+    parts are unknown: reports would sum them up.
     """
     try:
         fields = msgspec.json.decode(raw)
@@ -93,9 +94,9 @@ def read_usage(raw: bytes, estimate: int) -> Usage:
     if not isinstance(fields, dict) or fields.get("total_tokens") is None:
         return Usage(estimate, None, None, None, "missing")
     reported = _integer(fields["total_tokens"])
-    parts = _integer(fields.get("input_tokens")), _integer(fields.get("output_tokens"))
     if not reported or reported > ABSURD * estimate:
-        return Usage(estimate, reported, *parts, "estimated")
+        return Usage(estimate, reported, None, None, "estimated")
+    parts = _integer(fields.get("input_tokens")), _integer(fields.get("output_tokens"))
     return Usage(reported, reported, *parts, "reported")
 
 

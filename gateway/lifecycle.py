@@ -34,7 +34,7 @@ async def admit_call(runtime: Runtime, call: Call) -> Skeleton | None:
             raise Unavailable("The gateway can't admit calls at the moment: its store isn't ready.")
         asked_at = time.monotonic()  # before the answer is read: a process that is held up can't tell when it came
         decision = await _decide(runtime, call)
-        call.standings = decision.standings
+        call.decision, call.standings = decision, decision.standings
         if decision.status == "ADMITTED":
             call.admitted_at = asked_at
             return None

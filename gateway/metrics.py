@@ -30,8 +30,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from config import addresses
 from config.redis import store
-from gateway import addresses, metricfiles
+from gateway import metricfiles
 from gateway.bookmetrics import BookCollector
 from gateway.errors import NotFound
 from tokens.admission import keys

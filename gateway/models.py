@@ -9,7 +9,8 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models
 from django.utils.timezone import now
 
-from tokens.validators import validate_model_name
+from tokens.audited import Audited
+from tokens.validators import validate_model_name, validate_quality
 
 
 def validate_base_url(url: str) -> None:
@@ -50,7 +51,7 @@ def authority(base_url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
-class Provider(models.Model):
+class Provider(Audited):
     """A remote service that speaks the OpenAI Images API."""
 
     name = models.SlugField(max_length=63, unique=True)
@@ -70,8 +71,11 @@ class Provider(models.Model):
         return self.name
 
 
-class ProviderKey(models.Model):
-    """A provider's key, encrypted at rest (gateway.encryption) and never shown again."""
+class ProviderKey(Audited):
+    """A provider's key, encrypted at rest (config.encryption) and never shown again."""
+
+    HIDDEN = frozenset({"encrypted"})
+    PART = "key"
 
     provider = models.ForeignKey(Provider, on_delete=models.CASCADE, related_name="keys")
     label = models.CharField(max_length=100, help_text="So that people know which key this is.")
@@ -85,8 +89,12 @@ class ProviderKey(models.Model):
     def __str__(self) -> str:
         return self.label
 
+    def audit_parent(self) -> models.Model:
+        """Its provider."""
+        return self.provider
 
-class Model(models.Model):
+
+class Model(Audited):
     """A model that clients' calls are answered with."""
 
     class AnswerForm(models.TextChoices):
@@ -108,6 +116,12 @@ class Model(models.Model):
     active = models.BooleanField(default=True)
     default = models.BooleanField(default=False, help_text="Answers the calls of tenants that name no model.")
     answer_form = models.CharField(max_length=16, choices=AnswerForm, blank=True, default=AnswerForm.DEFAULT)
+    quality = models.CharField(
+        max_length=16,
+        blank=True,
+        validators=[validate_quality],
+        help_text="That the provider is asked for, such as high. Empty: its own choice. Prices may depend on it.",
+    )
     prompt_limit = models.PositiveIntegerField(
         default=32_000, validators=[MinValueValidator(1), MaxValueValidator(32_000)], help_text="Characters."
     )
@@ -123,12 +137,14 @@ class Model(models.Model):
         return self.name
 
 
-class ModelSize(models.Model):
+class ModelSize(Audited):
     """A size that a model draws, and the most tokens that one such image can cost.
 
     The reservation of a call is ``n * most_tokens + the prompt's bytes in UTF-8`` (a token is at least one byte):
     an upper bound, so that settling never takes more than was reserved.
     """
+
+    PART = "size"
 
     model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="sizes")
     size = models.CharField(
@@ -146,3 +162,7 @@ class ModelSize(models.Model):
 
     def __str__(self) -> str:
         return self.size
+
+    def audit_parent(self) -> models.Model:
+        """Its model."""
+        return self.model

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import transaction
 
-from gateway.encryption import WrongKey, decrypt, encrypt
+from config.encryption import WrongKey, decrypt, encrypt
 from gateway.models import Model, ModelSize, Provider, ProviderKey, authority
 
 MOVED = (

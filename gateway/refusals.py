@@ -23,6 +23,8 @@ def describe(scoped: ScopedLimit) -> str:
     """A limit in words, such as ``100 images per day for this tenant``."""
     limit = scoped.limit
     what = "calls in flight" if limit.metric == "concurrent" else limit.metric
+    if limit.amount == 1:
+        what = "call in flight" if limit.metric == "concurrent" else limit.metric.removesuffix("s")
     period = PERIODS.get(limit.period, f"per {limit.period}")
     burst = f" ({limit.burst} at once)" if limit.burst else ""
     return f"{limit.amount} {what} {period}{burst} for this {scoped.scope}"

@@ -8,12 +8,12 @@ from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
 
-from gateway.addresses import client_address
+from config.addresses import client_address
+from config.requestids import make_request_id
 from gateway.calls import Call
 from gateway.deadlines import Deadline
-from gateway.errors import InvalidRequest, TooLarge
+from gateway.errors import ApiError, InvalidRequest, TooLarge
 from gateway.inflight import Receive
-from gateway.requestids import make_request_id
 from gateway.runtime import Runtime
 from tokens.admission.principal import Principal
 
@@ -36,6 +36,7 @@ class LeanRequest(ASGIRequest):
         )
         self.unread = meta.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in meta  # whether a body waits
         self.error_type = ""
+        self.error: ApiError | None = None
         self.route = "unknown"
         self.known: Principal | None = None
         self.call: Call | None = None

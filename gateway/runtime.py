@@ -22,6 +22,7 @@ from gateway.inflight import InFlight, Receive
 from gateway.overload import StoreLoad
 from gateway.recording import Recorder
 from gateway.spool import Spool
+from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
 from tokens.admission import keys, scripts
 from tokens.admission.connection import StoreConnection, StoreError, StoreUnavailable
@@ -50,6 +51,7 @@ class Runtime:
         self.spool = Spool(settings.SPOOL_ROOT)
         self.recorder = Recorder(self.store, self.spool, self.bounds.settle_retry_seconds)
         self.load = StoreLoad()
+        self.telemetry = Telemetry(self.store, self.load)
         self.catalog: Catalog | None = None
         self._exceeded: dict[bytes, int] = {}  # as the store knows them
         self._unpublished: dict[bytes, int] = {}  # and what it must still learn
@@ -63,7 +65,8 @@ class Runtime:
         """Connect and begin the background loops; returns once the store answered or after a second."""
         self.store.start()
         loop = asyncio.get_running_loop()
-        self._background = [loop.create_task(self._refresh_forever()), loop.create_task(self._replay_forever())]
+        loops = (self._refresh_forever(), self._replay_forever(), self.telemetry.flush_forever())
+        self._background = [loop.create_task(forever) for forever in loops]
         for _ in range(100):
             if self.generation and self.catalog is not None:
                 return
@@ -77,6 +80,7 @@ class Runtime:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.telemetry.flush()
         await self.store.close()
         await self.upstream.close()
 
@@ -138,7 +142,7 @@ class Runtime:
 
     async def _on_connect(self) -> None:
         self.generation = ""
-        for script in (scripts.admit(), scripts.finish(), scripts.standing()):
+        for script in (scripts.admit(), scripts.finish(), scripts.standing(), scripts.tally(), scripts.remember()):
             await self.store.setup_call("SCRIPT", "LOAD", script.text)
         info = await self.store.setup_call("INFO", "server")
         self.store.run_id = info.partition(b"run_id:")[2].partition(b"\r")[0].decode()

@@ -110,6 +110,8 @@ class Upstream:
         fields = {"model": model.upstream_name, "prompt": asked.prompt, "n": asked.n, "size": asked.size}
         if model.answer_form:
             fields["response_format"] = model.answer_form
+        if model.quality:
+            fields["quality"] = model.quality
         body = _Body(msgspec.json.encode(fields))
         try:
             request = self._request(model, body, request_id)

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 
 from tokens.models import Membership, ProxyToken, Secret, Tenant, User
 from usage.events import UsageEvent, parse
@@ -22,7 +22,8 @@ WITH states AS (
     SELECT member_id, token_id, model, booked_day, currency, outcome, lead(booked_day) OVER call AS replaced_on,
            sum(images) OVER call AS images, sum(charged_tokens) OVER call AS charged,
            sum(coalesce(input_tokens, 0)) OVER call AS input, sum(coalesce(output_tokens, 0)) OVER call AS output,
-           sum(coalesce(cost, 0)) OVER call AS cost, (cost IS NULL)::int AS unpriced
+           sum(coalesce(cost, 0)) OVER call AS cost, sum(coalesce(provider_cost, 0)) OVER call AS asked,
+           (cost IS NULL)::int AS unpriced, (provider_cost IS NULL)::int AS uncosted
     FROM usage_record WHERE tenant_id = %s WINDOW call AS (PARTITION BY request_id ORDER BY number)
 ), moves AS (
     SELECT 1 AS sign, booked_day AS on_day, * FROM states
@@ -32,7 +33,8 @@ SELECT on_day, member_id, token_id, model, currency,
        sum(sign) FILTER (WHERE outcome = 'exact'), sum(sign * images) FILTER (WHERE outcome = 'exact'),
        sum(sign * charged) FILTER (WHERE outcome = 'exact'), sum(sign * input) FILTER (WHERE outcome = 'exact'),
        sum(sign * output) FILTER (WHERE outcome = 'exact'), sum(sign * cost) FILTER (WHERE outcome = 'exact'),
-       sum(sign * unpriced) FILTER (WHERE outcome = 'exact'),
+       sum(sign * asked) FILTER (WHERE outcome = 'exact'), sum(sign * unpriced) FILTER (WHERE outcome = 'exact'),
+       sum(sign * uncosted) FILTER (WHERE outcome = 'exact'),
        sum(sign) FILTER (WHERE outcome = 'unresolved'), sum(sign * images) FILTER (WHERE outcome = 'unresolved'),
        sum(sign * charged) FILTER (WHERE outcome = 'unresolved'), sum(sign) FILTER (WHERE outcome = 'void')
 FROM moves GROUP BY 1, 2, 3, 4, 5
@@ -49,7 +51,9 @@ ROLLUP_VALUES = [
     "input_tokens",
     "output_tokens",
     "cost",
+    "provider_cost",
     "unpriced_requests",
+    "uncosted_requests",
     "unresolved_requests",
     "unresolved_images",
     "unresolved_tokens",
@@ -77,6 +81,7 @@ class Customer:
     generation: str = field(default_factory=lambda: f"{uuid.uuid4()}:{secrets.token_hex(20)}")
     sequence: int = 0
 
+    @transaction.atomic  # published once, and not after each row
     def __post_init__(self) -> None:
         slug = f"books-{secrets.token_hex(5)}"
         self.tenant = Tenant.objects.create(slug=slug, name=slug, timezone=self.timezone)
@@ -85,6 +90,7 @@ class Customer:
         self.token, self.secret = self.add_token("first")
         self.model = slug
 
+    @transaction.atomic
     def add_token(self, name: str) -> tuple[ProxyToken, Secret]:
         token = ProxyToken.objects.create(tenant=self.tenant, member=self.member, name=name)
         return token, Secret.objects.create(token=token, digest=secrets.token_hex(32), pepper_version=1, shown="gem_")
@@ -93,7 +99,14 @@ class Customer:
         """A stream entry with the next sequence number; `changes` go to call or result by their names."""
         self.sequence += 1
         call: dict[str, Any] = {"v": 1, "tenant": self.tenant.pk, "member": self.member.pk, "token": self.token.pk}
-        call |= {"secret": self.secret.pk, "model": self.model, "size": "512x512", "n": 2, "provider": "sandbox"}
+        call |= {
+            "secret": self.secret.pk,
+            "model": self.model,
+            "size": "512x512",
+            "quality": "",
+            "n": 2,
+            "provider": "sandbox",
+        }
         call |= {"estimate": 4850, "day": TODAY.isoformat(), "address": "203.0.113.9", "agent": "curl/8.5"}
         result: dict[str, Any] = {"input": None, "output": None, "provider_request_id": "", "latency_ms": 12}
         result |= ENDINGS[kind]

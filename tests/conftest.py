@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.core.cache import cache
 from django.core.management import call_command
 from django.test import Client
 
-from gateway import catalog, encryption
+from config import encryption
+from gateway import catalog
 from gateway.models import Model, ModelSize, Provider, ProviderKey
 from tests import processes, stack
 from tests.adminpages import PASSWORD
@@ -36,6 +38,14 @@ def django_db_setup(django_db_blocker: Any) -> Iterator[None]:
         ensure_installation()
         assert guardian.confirm(wait=False) in {"rebuilt", "confirmed"}
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_passwords() -> Iterator[None]:
+    """A password takes a third of a second to hash, by design; here one round. Processes of the tests read it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PBKDF2PasswordHasher, "iterations", 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,11 @@ TEMPLATE = "books_template"
 
 
 @contextlib.contextmanager
-def using(name: str) -> Iterator[None]:
-    """This process's connection speaks to another database meanwhile."""
+def _using(name: str) -> Iterator[None]:
+    """This process's connection speaks to another database meanwhile.
+
+    What is saved there is published, and so needs a store of its own beside it: the run's would get its catalog.
+    """
     connection.close()
     before, connection.settings_dict["NAME"] = connection.settings_dict["NAME"], name
     try:
@@ -31,11 +34,11 @@ def using(name: str) -> Iterator[None]:
 
 
 @cache
-def template() -> str:
+def _template() -> str:
     """A migrated database to make others from; once a run."""
     with psycopg.connect(stack.SERVERS.database_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {TEMPLATE}".encode())
-    with using(TEMPLATE):
+    with _using(TEMPLATE):
         call_command("migrate", verbosity=0)
         ensure_installation()
     return TEMPLATE
@@ -44,11 +47,11 @@ def template() -> str:
 @contextlib.contextmanager
 def own_books() -> Iterator[OwnValkey]:
     """Empty books, and a store that is opened for them."""
-    source, name = template(), f"books_{uuid.uuid4().hex[:8]}"
+    source, name = _template(), f"books_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(stack.SERVERS.database_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name} TEMPLATE {source}".encode())
         try:
-            with using(name), own_valkey(pytest.MonkeyPatch()) as valkey:
+            with _using(name), own_valkey(pytest.MonkeyPatch()) as valkey:
                 yield valkey
         finally:
             drop_database(server, name)

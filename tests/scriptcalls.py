@@ -11,13 +11,13 @@ from django.conf import settings
 from django.utils.timezone import now
 
 from config.redis import store
-from gateway.requestids import make_request_id
+from config.requestids import make_request_id
 from tokens import issuing, secrets
 from tokens.admission import admission, keys, scripts, settlement
 from tokens.admission.principal import Principal, locate, read_principal
 from tokens.admission.settlement import Ending
 from tokens.models import Membership, ProxyToken, Tenant
-from usage.events import UsageEvent
+from usage.events import UsageEvent, moment_of
 
 ESTIMATE = 1000  # tokens of a call
 RESULT = {"input": None, "output": None, "provider_request_id": "", "latency_ms": 5}
@@ -123,8 +123,10 @@ def event(caller: Caller, day: dt.date, tokens: int, request_id: str = "") -> Us
     """An exact event of two images, without a receipt."""
     at = int(dt.datetime.combine(day, dt.time(12), dt.UTC).timestamp() * 1000)
     earlier = min(at, int((now() - dt.timedelta(minutes=1)).timestamp() * 1000))
+    number = uuid.UUID(request_id or make_request_id(earlier))
     return UsageEvent(
-        request_id=uuid.UUID(request_id or make_request_id(earlier)),
+        request_id=number,
+        at=moment_of(number),
         kind="exact",
         sequence=None,
         generation=None,
@@ -134,6 +136,7 @@ def event(caller: Caller, day: dt.date, tokens: int, request_id: str = "") -> Us
         secret=caller.token.secrets.get().pk,
         model="demo",
         size="512x512",
+        quality="",
         n=2,
         provider="sandbox",
         day=day,

@@ -4,8 +4,8 @@ import ipaddress
 
 import pytest
 
-from gateway import addresses
-from gateway.addresses import client_address
+from config import addresses
+from config.addresses import client_address
 
 TRUSTED = [ipaddress.ip_network(text) for text in ("10.0.0.0/8", "127.0.0.0/8", "fd00::/8")]
 

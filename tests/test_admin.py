@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import redis
 from django.contrib.admin import site
-from django.contrib.admin.models import LogEntry
 from django.contrib.sessions.models import Session
 from django.db import connection
 from django.test import Client
@@ -19,13 +18,18 @@ from tests.adminpages import PASSWORD, page, rows
 from tests.conftest import Customer, Gateway
 from tokens.admin import standing
 from tokens.admission.connection import StoreUnavailable
-from tokens.models import Limit, Membership, ProxyToken, Secret, Status, Tenant, TokenStatus, User
+from tokens.audit import AuditEntry
+from tokens.models import Limit, Membership, ProxyToken, Secret, Status, Tenant, TokenStatus, UnresolvedPolicy, User
 
 BODY = {"prompt": "a lighthouse at dusk", "size": "512x512", "n": 2}
 
 
 def secret_in(html: str) -> str:
     return str(re.findall(r'value="(gem_[0-9A-Za-z]{46})"', html)[0])
+
+
+def form_of(answer: Any) -> Any:
+    return answer.context["adminform"].form
 
 
 def issue(admin: Client, tenant: Tenant, **fields: Any) -> Any:
@@ -46,14 +50,17 @@ def test_strangers_see_nothing(customer: Customer) -> None:
 
 
 def test_every_list_and_form_opens(admin: Client, customer: Customer) -> None:
-    assert "Three steps" in admin.get("/admin/").text or "Tenants today" in admin.get("/admin/").text
+    answer = admin.get("/admin/")
+    assert "Three steps" in answer.text or "Top tokens" in answer.text
     for model, model_admin in site._registry.items():
         name = f"{model._meta.app_label}_{model._meta.model_name}"
-        assert admin.get(page(f"{name}_changelist")).status_code == 200, name
+        listed = admin.get(page(f"{name}_changelist"))
+        assert listed.status_code == 200, name
+        assert "to change" not in listed.text.partition("</title>")[0], name
         assert admin.get(page(f"{name}_change", "nonsense")).status_code == 302, name
-        can_add = model_admin.has_add_permission(admin.get("/admin/").wsgi_request)
+        can_add = model_admin.has_add_permission(answer.wsgi_request)
         assert admin.get(page(f"{name}_add")).status_code == (200 if can_add else 403), name
-        row = model._default_manager.first()
+        row = model_admin.get_queryset(answer.wsgi_request).first()  # a saved report of another is not
         if row is not None:
             assert admin.get(page(f"{name}_change", row.pk)).status_code == 200, name
     assert "Group" not in {model.__name__ for model in site._registry}
@@ -62,6 +69,10 @@ def test_every_list_and_form_opens(admin: Client, customer: Customer) -> None:
 def test_a_tenant_is_created_with_limits_and_members(admin: Client) -> None:
     slug = f"t{uuid.uuid4().hex[:12]}"
     data = {"slug": slug, "name": "Acme", "timezone": "Europe/Berlin", "model": "", "origins": "https://a.example"}
+    data |= {
+        "plan": "",
+        "unresolved_policy": form_of(admin.get(page("tokens_tenant_add")))["unresolved_policy"].value(),
+    }
     data |= rows("limits", {"metric": "images", "amount": 500, "period": "day", "burst": ""},
                  {"metric": "concurrent", "amount": 8, "period": "day", "burst": ""})  # fmt: skip
     data |= rows("members", {"email": f"Alice@{slug}.test"})
@@ -72,6 +83,22 @@ def test_a_tenant_is_created_with_limits_and_members(admin: Client) -> None:
     assert [member.user.email for member in tenant.members.all()] == [f"alice@{slug}.test"]
     assert not tenant.members.get().user.has_usable_password()
     assert tenant.origins == ["https://a.example"]
+    assert tenant.unresolved_policy == UnresolvedPolicy.NOTHING
+
+
+def test_what_unresolved_calls_count_as_is_preselected_and_never_guessed(admin: Client, customer: Customer) -> None:
+    tenant, change = customer.tenant, page("tokens_tenant_change", customer.tenant.pk)
+    tenant.unresolved_policy = UnresolvedPolicy.ESTIMATE
+    tenant.save()
+    assert form_of(admin.get(change))["unresolved_policy"].value() == "estimate"
+    # A form that doesn't say it would set what the tenant is charged back to the default.
+    data = {"name": "other", "timezone": "UTC", "model": "", "origins": "", "plan": ""}
+    data |= rows("limits") | rows("members") | rows("members-2")
+    refused = admin.post(change, data)
+    assert (refused.status_code, list(form_of(refused).errors)) == (200, ["unresolved_policy"])
+    assert admin.post(change, data | {"unresolved_policy": "estimate"}).status_code == 302
+    tenant.refresh_from_db()
+    assert (tenant.name, tenant.unresolved_policy) == ("other", UnresolvedPolicy.ESTIMATE)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +151,7 @@ def test_a_secret_is_shown_once_and_nowhere_else(admin: Client, gateway: Gateway
     assert gateway.post(secret, BODY).status_code == 200
 
     everywhere = [admin.get(page("tokens_proxytoken_change", token.pk)).text, admin.get("/admin/").text]
-    everywhere += [str(dict(answer.items())), str(answer.cookies), str(LogEntry.objects.values_list())]
+    everywhere += [str(dict(answer.items())), str(answer.cookies), str(AuditEntry.objects.values_list())]
     everywhere += [str(Session.objects.get(pk=session.session_key).get_decoded()) for session in [admin.session]]
     everywhere += [str(Secret.objects.filter(token=token).values_list()), dump(store())]
     with connection.cursor() as cursor:

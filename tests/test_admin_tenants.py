@@ -15,8 +15,8 @@ from tokens import issuing, stopping
 from tokens.admin.limits import LimitFormSet
 from tokens.models import Status, Tenant
 
-FIELDS = {"name": "n", "timezone": "UTC", "model": "", "origins": ""} | rows("limits")
-FIELDS |= rows("members") | rows("members-2")
+FIELDS = {"name": "n", "timezone": "UTC", "model": "", "origins": "", "plan": "", "unresolved_policy": "nothing"}
+FIELDS |= rows("limits") | rows("members") | rows("members-2")
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:

@@ -113,7 +113,7 @@ def test_a_burst_is_one_mail_that_tells_all(mailoutbox: Sent, settings: Any) -> 
     (mail,) = mailoutbox
     assert mail.to == settings.ALARM_EMAILS
     assert mail.subject == "[Gem Heaven Gateway] 56 alarms: quarantine, backlog"
-    assert "Quarantine: tenant-7\n  7 missing.\n  What to do: See why" in mail.body
+    assert "Events that couldn't be booked: tenant-7\n  7 missing.\n  What to do: See why" in mail.body
     assert "And 6 more." in mail.body
 
 
@@ -342,10 +342,15 @@ def test_an_open_alarm_is_dealt_with_on_its_page(admin: Client, operator: User) 
     subject = f"acme {uuid.uuid4()} 7-9"
     raise_alarm(AlarmKind.SEQUENCE_GAP, subject, "Some never came.")
     alarm = Alarm.objects.get()
-    assert str(alarm) == "Sequence gap: acme 7-9"
+    assert str(alarm) == "Lost usage events: acme 7-9"
     change, deal = page("usage_alarm_change", alarm.pk), page("usage_alarm_deal_with", alarm.pk)
     html = admin.get(change).text
-    for shown in ("Open", "Sequence gap: acme 7-9", "usage reconcile --provider", page("usage_usagerecord_changelist")):
+    for shown in (
+        "Open",
+        "Lost usage events: acme 7-9",
+        "usage reconcile --provider",
+        page("usage_usagerecord_changelist"),
+    ):
         assert shown in html, shown
     assert deal in html
     assert "&#x27;open&#x27;" not in html, "the label's two parts"

@@ -49,11 +49,12 @@ print(json.dumps(said))
 # A tenant with a name that tries COPY's escapes, a token, and ledger rows of two past months and this one.
 FILL = f"""
 INSERT INTO usage_record (request_id, kind, number, outcome, tenant_id, member_id, token_id, model, size, n, images,
-    charged_tokens, provenance, day, booked_day, currency, provider, provider_request_id, latency_ms, reason, at,
+    charged_tokens, provenance, quality, unpriced, day, booked_day, currency,
+    provider, provider_request_id, latency_ms, reason, at,
     recorded_at, generation)
 SELECT (lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0') || '7000' || '8000'
         || lpad(to_hex(i), 12, '0'))::uuid,
-    'exact', 0, 'exact', tenant.id, member.id, token.id, 'demo', '512x512', 1, 1, 100 + i, 'reported',
+    'exact', 0, 'exact', tenant.id, member.id, token.id, 'demo', '512x512', 1, 1, 100 + i, 'reported', '', 'no_price',
     moment::date, moment::date, '', 'sandbox', '', 5, E'a\\tb\\\\c\\nd', moment, moment, ''
 FROM tokens_tenant tenant, tokens_membership member, tokens_proxytoken token,
     (SELECT i, now() - (i % 3) * interval '31 days' AS moment FROM generate_series(1, {RECORDS}) i) calls

@@ -30,7 +30,7 @@ def test_it_charges_what_was_reported_and_takes_the_model_out_of_token_quotas(
     assert gateway.post(limited.secret, {**body, "size": "1024x1024"}).status_code == 200  # another size, its own bound
     assert gateway.post(free.secret, body).status_code == 200  # nobody counts tokens here
 
-    ModelSize.objects.filter(model=model, size="256x256").update(most_tokens=4000)
+    ModelSize._base_manager.filter(model=model, size="256x256").update(most_tokens=4000)
     catalog.publish()
     wait_until(lambda: gateway.post(limited.secret, body).status_code == 200)
 

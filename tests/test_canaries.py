@@ -33,7 +33,7 @@ from tests.ledgerwatch import in_flight, outcome
 from tests.ownvalkey import OwnValkey, own_valkey
 from tests.test_secrets import everything_in_the_database, everything_in_the_store
 from tokens import issuing
-from tokens.models import User
+from tokens.models import AuditEntry, User
 
 SHORT = {"UPSTREAM_DEADLINE": "4", "LEASE_MARGIN": "1", "SETTLE_RETRY_SECONDS": "0.2", "LOG_LEVEL": "DEBUG"}
 DIRECTIVES = ["status=400", "status=401", "status=429", "status=500", "drop=after_draw", "drop=midway", "body=garbage"]
@@ -134,7 +134,11 @@ class Person:
         return self.run.note(answer, secret)
 
     def get(self, path: str) -> httpx.Response:
-        return self.run.note(self.client.get(path))
+        """The page that is shown in the end; the redirects on the way to it are kept, too."""
+        answer = self.client.get(path, follow_redirects=True)
+        for one in (*answer.history, answer):
+            self.run.note(one)
+        return answer
 
 
 def secret_in(text: str) -> str:
@@ -203,14 +207,30 @@ def administer_as(person: Person, run: Run, customer: Customer, provider: int) -
         ("index",),
         ("gateway_provider_changelist",),
         ("gateway_provider_change", provider),
-        ("gateway_provider_history", provider),
         ("tokens_proxytoken_changelist",),
         ("tokens_proxytoken_change", customer.token.pk),
-        ("tokens_proxytoken_history", customer.token.pk),
         ("usage_usagerecord_changelist",),
         ("usage_unresolvedcall_changelist",),
+        ("tokens_auditentry_changelist",),
     ):
-        assert person.get(page(name, *key)).status_code == 200, name
+        answer = person.get(page(name, *key))
+        assert (answer.status_code, answer.url.path) == (200, page(name, *key))
+    look_at_the_trail(person, page("gateway_provider_history", provider), "gateway.provider", provider)
+    look_at_the_trail(
+        person, page("tokens_proxytoken_history", customer.token.pk), "tokens.proxytoken", customer.token.pk
+    )
+
+
+def look_at_the_trail(person: Person, history: str, kind: str, number: int) -> None:
+    """What a history leads to: the list of what was done to it, then the page of each of these entries."""
+    shown = person.get(history)
+    assert (shown.status_code, shown.url.path) == (200, page("tokens_auditentry_changelist"))
+    entries = AuditEntry.objects.filter(object_type=kind, object_id=number)
+    assert entries.exists(), "the control: there is something to look at"
+    for entry in entries:
+        address = page("tokens_auditentry_change", entry.pk)
+        assert address in shown.text, "the control: the list shows it"
+        assert (answer := person.get(address)).url.path == address and answer.status_code == 200
 
 
 def spool_a_call(run: Run, gateway: Gateway, customer: Customer, valkey: OwnValkey, spool: Path) -> None:

@@ -306,6 +306,8 @@ def test_the_outbox_outlives_a_store_that_is_down(without_valkey: Stack) -> None
     done = stack.manage("token", "issue", "--tenant", "acme", "--user", "bob@acme.test", "--name", "later")
     assert secrets.is_plausible(done.stdout.strip()) and "takes effect when it is back" in done.stderr
     number = str(stack.query("SELECT max(id) FROM tokens_proxytoken"))
+    for words in (["token", "set", number, "--expires", "90d"], ["tenant", "set", "acme", "--timezone", "Asia/Tokyo"]):
+        assert "takes effect when it is back" in stack.manage(*words).stderr
     assert stack.query("SELECT count(*) FROM tokens_outboxentry") > 0
     stack.publish()  # which changes nothing yet, and says so
     assert stack.query("SELECT count(*) FROM tokens_outboxentry") > 0
@@ -347,6 +349,10 @@ def test_revoke_and_stop_work_without_the_database(without_postgres: Stack) -> N
     assert stack.query(f"SELECT revoke_reason FROM tokens_proxytoken WHERE id = {stack.token}") == "leaked"
     assert stack.query("SELECT status FROM tokens_tenant WHERE slug = 'acme'") == "suspended"
     assert stack.query("SELECT stopped_at IS NOT NULL FROM tokens_installation") is True
+    assert stack.query("SELECT way FROM tokens_auditentry WHERE reason = 'leaked' AND at < recorded_at") == "command"
+    newest = "SELECT verb FROM tokens_auditentry WHERE way = 'command' ORDER BY id DESC LIMIT 3"
+    told = stack.query(f"SELECT string_agg(verb, ' ' ORDER BY verb) FROM ({newest}) newest")
+    assert told == "revoked stopped all calls suspended", "by whoever ordered it, not by the task that wrote it"
     assert not any(stack.store().exists(keys.control(shard)) for shard in range(16))
     stack.manage("start", "--all")
     stack.manage("start", "--tenant", "acme")

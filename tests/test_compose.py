@@ -108,6 +108,13 @@ def test_under_make_run_the_worker_has_a_port_too(environment: dict[str, str], p
     assert programs.worker(Path("/data"), environment, 4321).environment["WORKER_PORT"] == port
 
 
+def test_the_worker_is_the_one_of_make_run_and_has_processes_left_beside_an_export() -> None:
+    command = SERVICES["worker"]["command"]
+    ours = programs.worker(Path("/data"), {}, 4321).command
+    assert flags(command) == flags(ours)
+    assert options(command)["--concurrency"] == options(ours)["--concurrency"] == "3"
+
+
 def test_setup_runs_once_after_the_stores_and_before_the_rest() -> None:
     setup = SERVICES["setup"]
     assert setup["restart"] == "no"

@@ -21,6 +21,7 @@ QUOTAS = ["day", "month", "total"]
 PROMPT = "a ruby [sandbox tokens=1200]"
 BODY = {"prompt": PROMPT, "size": "256x256"}
 ONE = {"requests": 1, "images": 1, "tokens": SIZES["256x256"] + len(PROMPT)}  # what one call asks for
+OF_ONE = {"requests": "1 request", "images": "1 image", "tokens": f"{ONE['tokens']} tokens"}
 ZONE = "Asia/Kathmandu"  # a quarter of an hour off everybody else's hours
 
 
@@ -46,7 +47,7 @@ def test_a_reached_rate_gets_429(gateway: Gateway, customer: Customer, metric: s
     message = assert_error(answer, 429, "rate_limited")
     seconds = int(answer.headers["retry-after"])
     assert message == (
-        f"The limit of {ONE[metric]} {metric} per {period} for this {scope} is reached. It frees in {seconds} s."
+        f"The limit of {OF_ONE[metric]} per {period} for this {scope} is reached. It frees in {seconds} s."
     )
     assert 1 <= seconds <= {"second": 2, "minute": 60, "hour": 3600}[period]
     assert "x-should-retry" not in answer.headers
@@ -72,7 +73,7 @@ def test_a_reached_quota_gets_429(
     answer = until_refused(gateway, customer)
     message = assert_error(answer, 429, "quota_exceeded")
     words = "in total" if period == "total" else f"per {period}"
-    assert message.startswith(f"The limit of {ONE[metric]} {metric} {words} for this {scope} is reached. ")
+    assert message.startswith(f"The limit of {OF_ONE[metric]} {words} for this {scope} is reached. ")
     assert drawings(gateway, answer) == 0
     if period == "total":
         assert message.endswith("It doesn't free by itself.")
@@ -155,7 +156,7 @@ def test_a_refused_call_takes_nothing_from_any_other_limit(gateway: Gateway, cus
 @pytest.mark.parametrize(
     ("limit", "n", "naming"),
     [
-        ("images:1/day", 2, "1 images per day for this tenant"),
+        ("images:1/day", 2, "1 image per day for this tenant"),
         ("images:3/total", 4, "3 images in total for this tenant"),
         ("images:60/minute:burst=2", 3, "60 images per minute (2 at once) for this tenant"),
         ("tokens:1000/month", 1, "1000 tokens per month for this tenant"),
@@ -183,14 +184,14 @@ def test_exceeds_limit_comes_before_a_limit_that_is_only_reached(gateway: Gatewa
 def test_of_several_reached_limits_the_last_to_free_is_named(gateway: Gateway, customer: Customer) -> None:
     customer.limit("requests:2/minute", "images:1/month", "tokens:1300/day")
     assert_images(gateway.post(customer.secret, BODY))
-    assert "images per month" in assert_error(gateway.post(customer.secret, BODY), 429, "quota_exceeded")
+    assert "image per month" in assert_error(gateway.post(customer.secret, BODY), 429, "quota_exceeded")
     customer.limit("images:9/month")
     customer.limit("images:1/total", "requests:9/hour", scope="token")
     assert "tokens per day" in assert_error(gateway.post(customer.secret, BODY), 429, "quota_exceeded")
     customer.limit("tokens:9000/day")
     assert_images(gateway.post(customer.secret, BODY))
     answer = gateway.post(customer.secret, BODY)
-    assert "1 images in total for this token" in assert_error(answer, 429, "quota_exceeded")
+    assert "1 image in total for this token" in assert_error(answer, 429, "quota_exceeded")
     assert answer.headers["retry-after"] == "86400"
 
 

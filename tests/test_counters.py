@@ -108,6 +108,23 @@ def test_control_bounds_of_utc_days_miss_calls(zone: str, monkeypatch: pytest.Mo
     assert unequal(zone)
 
 
+@pytest.mark.parametrize("zone", ZONES)
+def test_only_tenants_that_may_need_counters_are_counted(zone: str) -> None:
+    """Of a month as long as any, its first call counts until its last moment."""
+    idle, old, used, quota = (Books(zone) for _ in range(4))
+    first = next(month for month in MONTHS[1:] if (month_after(month) - month).days == 31)
+    begun, over = (moment(zone, month, 1) - 12 * HOUR for month in (first, month_after(first)))
+    for books, at in ((old, begun - 120 * HOUR), (used, begun)):
+        record([books.event(of=request_id(at), day=at.date().isoformat())])
+    limit = total(quota, begun)
+    last = (over - HOUR / 3600).timestamp()
+    everybody = {books.tenant for books in (idle, old, used, quota)}
+    assert everybody & set(counters.counted(last)) == {used.tenant, quota.tenant}
+    assert (expected(idle.tenant, last), expected(old.tenant, last)) == ({}, {})
+    assert expected(used.tenant, last)
+    limit.delete()
+
+
 def months_read(books: Books, at: dt.datetime) -> list[set[str]]:
     """What each query of the ledger would read, as PostgreSQL plans it: "YYYY_MM" or "default"."""
     with CaptureQueriesContext(connection) as captured:

@@ -36,9 +36,10 @@ def rows(page: str) -> dict[str, list[str]]:
 
 
 def settings_read() -> dict[str, ast.expr | None]:
-    """Every variable that config/settings.py reads, with its default."""
+    """Every variable that the settings read, with its default."""
     found: dict[str, ast.expr | None] = {}
-    for node in ast.walk(ast.parse((ROOT / "config" / "settings.py").read_text(encoding="utf-8"))):
+    sources = [ROOT / "config" / name for name in ("settings.py", "security.py")]
+    for node in [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]:
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             reader = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             name = node.args[0].value
@@ -109,6 +110,20 @@ def test_commands_and_links_lead_somewhere(page: Path) -> None:
         assert name in commands, f"manage.py {name}"
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert (page.parent / target).exists(), target
+
+
+def test_pictures_are_shown_with_words_and_small() -> None:
+    shown: dict[str, str] = {}
+    for page in PAGES:
+        for words, name in re.findall(r"!\[([^\]]*)\]\([^)]*images/([^)]+)\)", page.read_text(encoding="utf-8")):
+            shown[name] = words
+    pictures = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
+    taken = re.findall(
+        r'Picture\("([a-z-]+)"', (ROOT / "tests" / "screenshots" / "pages.py").read_text(encoding="utf-8")
+    )
+    assert shown.keys() == pictures.keys() == {f"{name}.png" for name in taken}
+    assert all(shown.values()), "whoever can't see them is told what they show"
+    assert max(pictures.values()) < 150_000 and sum(pictures.values()) < 1_500_000
 
 
 def test_the_secrets_of_the_page_are_taken_by_the_settings(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from django.conf import settings
 from django.core.management import call_command
+from django.db import transaction
 
 from config.redis import store
 from tests import processes
@@ -27,7 +28,9 @@ from tests.ledgerwatch import check_books, rows
 from tests.ownvalkey import OwnValkey, own_valkey
 from tokens.admission import keys, scripts
 from tokens.admission.settlement import Ending, command
-from usage.models import EventReceipt, UsageRecord
+from tokens.models import User
+from usage import exportjobs
+from usage.models import EventReceipt, ExportJob, UsageRecord
 
 EVENTS = 10_000
 # What a prompt's directive makes of a call: status, kind.
@@ -58,6 +61,32 @@ def test_a_call_is_in_the_ledger_within_two_seconds(
         booked = UsageRecord.objects.filter(request_id=answer.headers["x-request-id"], kind="exact")
         processes.wait_until(booked.exists, 5, "the call in the ledger")
         assert time.monotonic() - answered < 2
+
+
+@pytest.mark.alone
+def test_a_long_export_takes_one_process_and_holds_up_no_booking(
+    gateway: Gateway, customer: Customer, celery_worker_process: processes.Process
+) -> None:
+    """That worker has two processes, one fewer than those that are deployed."""
+    owner = User.objects.create_user(f"{uuid.uuid4().hex}@exports.test", is_superuser=True)
+    question = f"tenant={customer.tenant.slug}&period=7d"
+    job = ExportJob.objects.create(owner=owner, tenant=customer.tenant, question=question, format="csv")
+
+    def is_being_made() -> bool:
+        with exportjobs.alone() as free:
+            return not free
+
+    with transaction.atomic():
+        ExportJob.objects.select_for_update().get(pk=job.pk)  # the export waits for it, so it takes as long as this
+        processes.wait_until(is_being_made, what="the export to begin")
+        began = time.monotonic()
+        while time.monotonic() - began < 5:  # more ticks of exports: none may take the second process
+            answer = gateway.post(customer.secret, {"prompt": "a gem", "size": "256x256"})
+            booked = UsageRecord.objects.filter(request_id=answer.headers["x-request-id"], kind="exact")
+            processes.wait_until(booked.exists, what="the call in the ledger, beside the export")
+        assert is_being_made()
+    processes.wait_until(lambda: ExportJob.objects.get(pk=job.pk).status == "done", what="the export")
+    job.delete()
 
 
 def report(customer: Customer) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import pytest
 from django.db import OperationalError
 from django.test import Client
 
-from tokens.models import User
+from tests.adminpages import page
+from tests.conftest import Customer
+from tokens import roles
+from tokens.models import Role, User
 
 
 def test_it_says_so_when_the_database_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,4 +41,15 @@ def test_an_unknown_page_is_a_plain_404_and_the_root_leads_to_the_admin() -> Non
     answer = Client().get("/nowhere/")
     assert answer.status_code == 404
     assert "There is nothing here" in answer.text
+    assert 'href="/admin/"' in answer.text
     assert Client().get("/").headers["Location"] == "/admin/"
+
+
+def test_a_page_that_a_role_does_not_open_says_so(customer: Customer) -> None:
+    roles.set_role(customer.member, Role.VIEWER)
+    client = Client()
+    client.force_login(User.objects.get(pk=customer.member.user_id))
+    answer = client.get(page("gateway_provider_changelist"))
+    assert answer.status_code == 403
+    assert "Your role doesn&#x27;t open this page" in answer.text
+    assert 'href="/admin/"' in answer.text

@@ -20,8 +20,8 @@ import redis
 from django.db import connection
 
 from config.redis import store
+from config.requestids import make_request_id
 from config.supervisor.valkey import EmbeddedValkey
-from gateway.requestids import make_request_id
 from tests import stack
 from tests.owndatabase import drop_database
 from tests.processes import wait_until
@@ -293,18 +293,18 @@ def come_in(how: str, caller: Caller) -> None:
         ledger.record([event(caller, dt.date.fromisoformat(today(caller)), 700)])
 
 
-def while_loading(how: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let it come in once, when the tenant's counters are loaded; how often they were, by tenant."""
-    load, loaded = guardian._load_rates, list[int]()
+def while_loading(how: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let it come in once all counters are loaded, for a tenant that had none; the name of each attempt."""
+    note, names = guardian._note_name, list[str]()
 
-    def load_and_more(client: redis.Redis, tenant: Any) -> None:
-        load(client, tenant)
-        loaded.append(tenant.pk)
-        if loaded.count(caller.tenant.pk) == 1 and tenant == caller.tenant:
+    def note_and_more(name: str) -> None:
+        note(name)
+        names.append(name)
+        if len(names) == 1:
             come_in(how, caller)
 
-    monkeypatch.setattr(guardian, "_load_rates", load_and_more)
-    return loaded
+    monkeypatch.setattr(guardian, "_note_name", note_and_more)
+    return names
 
 
 @pytest.mark.parametrize("how", ["drained", "written"])
@@ -312,10 +312,10 @@ def test_usage_that_comes_in_while_counters_are_loaded_is_counted(
     how: str, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller = fenced()
-    loaded = while_loading(how, caller, monkeypatch)
+    attempts = while_loading(how, caller, monkeypatch)
     assert guardian.confirm(wait=False) == "rebuilt"
     assert caller.use("tenant", f"day:{today(caller)}") == (1, 2, 700)
-    assert loaded.count(caller.tenant.pk) == 2
+    assert len(attempts) == 2
 
 
 def test_control_who_looks_only_at_what_waits_misses_it(

@@ -18,6 +18,7 @@ from tests.bookkeeping import TODAY, Customer, request_id
 from usage.events import parse
 from usage.ledger import record
 from usage.models import DailyUsage, EventReceipt, Price, QuarantinedEvent, UsageRecord
+from usage.prices import Rates, Tokens
 
 
 @pytest.fixture
@@ -125,7 +126,8 @@ def test_what_came_already_changes_nothing(alice: Customer) -> None:
 def test_a_higher_rank_corrects_and_any_other_says_nothing_new(
     alice: Customer, kinds: list[str], written: list[str], together: bool
 ) -> None:
-    Price.objects.create(model=alice.model, per_image="0.02", per_million_tokens=5, currency="EUR", valid_from=TODAY)
+    tokens = {"per_million_input": 5, "per_million_output": 5}
+    Price.objects.create(model=alice.model, per_image="0.02", **tokens, currency="EUR", valid_from=TODAY)
     call = request_id()
     events = [alice.event(kind, of=call) for kind in kinds]
     for batch in [events] if together else [[event] for event in events]:
@@ -190,10 +192,11 @@ def test_a_price_holds_from_its_day_and_one_for_the_size_goes_first(alice: Custo
 
 
 def test_a_call_keeps_the_price_it_was_first_booked_at(alice: Customer) -> None:
-    price = Price.objects.create(model=alice.model, per_image="0.1", currency="EUR", valid_from=TODAY)
+    Price.objects.create(model=alice.model, per_image="0.1", currency="EUR", valid_from=TODAY - dt.timedelta(days=1))
     call = request_id()
     record([alice.event("unresolved", of=call)])
-    Price.objects.filter(pk=price.pk).update(per_image=9, currency="USD")
+    Price.objects.create(model=alice.model, per_image=9, currency="USD", valid_from=TODAY)
+    Price.objects.create(tenant=alice.tenant, model=alice.model, per_image=8, currency="USD", valid_from=TODAY)
     record([alice.event("exact", of=call, images=1)])
     assert [row.cost for row in alice.rows()] == [Decimal("0.2"), Decimal("-0.1")]
     assert {row.currency for row in alice.rows()} == {"EUR"}
@@ -201,8 +204,8 @@ def test_a_call_keeps_the_price_it_was_first_booked_at(alice: Customer) -> None:
 
 
 def test_a_cost_is_exact_to_the_last_place() -> None:
-    price = Price(per_image=Decimal("0.00000001"), per_million_tokens=Decimal("0.00000001"))
-    assert price.cost(1, 1) == Decimal("0.00000001000001")
+    rates = Rates(*[Decimal("0.00000001")] * 3)
+    assert rates.amount(1, Tokens(1, None, None)) == Decimal("0.00000001000001")
 
 
 # Several writers

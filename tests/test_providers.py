@@ -6,8 +6,8 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import transaction
 
+from config.encryption import decrypt
 from gateway import providers
-from gateway.encryption import decrypt
 from gateway.models import Model, Provider, validate_base_url
 
 KEY = "sk-of-the-provider-0123456789"

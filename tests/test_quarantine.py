@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 
 from tests.adminpages import page
 from tests.bookkeeping import Customer as Books
+from tokens.audit import AuditEntry, Verb
 from tokens.errors import Refused
 from tokens.models import ProxyToken, User
 from usage import events
@@ -73,7 +73,7 @@ def test_an_event_that_the_database_refused_is_booked_once_the_data_are_right(al
     assert EventReceipt.objects.filter(tenant=alice.tenant, sequence=alice.sequence).exists()
     entry.refresh_from_db()
     assert (entry.resolution, entry.resolved_by) == ("booked", operator)
-    assert LogEntry.objects.filter(user=operator, object_id=str(entry.pk)).count() == 1
+    assert AuditEntry.objects.filter(verb=Verb.BOOKED, object_id=str(entry.pk)).count() == 1
     with pytest.raises(Refused, match="dealt with already: booked"):
         retry(entry, operator)
     alice.check_books()
@@ -256,7 +256,7 @@ def test_strangers_and_those_who_only_look_deal_with_nothing(alice: Books) -> No
     entry = unreadable(alice)
     urls = [page(f"usage_quarantinedevent_{name}", entry.pk) for name in ("retry", "set_aside")]
     assert [Client().post(url)["Location"].startswith("/admin/login/") for url in urls] == [True, True]
-    person = User.objects.create(email=f"{uuid.uuid4().hex}@operators.test", is_staff=True)
+    person = User.objects.create(email=f"{uuid.uuid4().hex}@operators.test", is_finance=True)
     client = Client()
     client.force_login(person)
     assert [client.post(url, {"reason": "x"}).status_code for url in urls] == [403, 403]

@@ -5,15 +5,20 @@ import datetime as dt
 import io
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import pypdf
 import pytest
 from django.core.management import CommandError, call_command
 
 from tests.bookkeeping import Customer
+from tokens.audit import AuditEntry, Verb
 from tokens.models import Membership
+from usage.exporting.formats import FORMATS, export
 from usage.ledger import record
 from usage.models import Price
+from usage.months import look
 from usage.reports import GROUPS, Query, report
 
 START, END = dt.date(2026, 11, 1), dt.date(2026, 12, 1)
@@ -22,6 +27,11 @@ START, END = dt.date(2026, 11, 1), dt.date(2026, 12, 1)
 @pytest.fixture
 def alice() -> Customer:
     return Customer()
+
+
+def tokens(amount: int) -> dict[str, int]:
+    """A price of a million tokens, whichever."""
+    return {"per_million_input": amount, "per_million_output": amount}
 
 
 def command(customer: Customer, *words: str) -> str:
@@ -65,6 +75,7 @@ def test_every_grouping_sums_to_the_same(alice: Customer, group: str) -> None:
         "token": {first.pk, alice.token.pk},
         "model": {"model-0", "model-1", "model-2", alice.model},
         "day": {dt.date(2026, 11, day) for day in [*range(1, 21), 22]},
+        "week": {dt.date(2026, 10, 26), *(dt.date(2026, 11, day) for day in (2, 9, 16))},
         "month": {"2026-11"},
     }
     assert values == expected[group]
@@ -98,9 +109,25 @@ def test_what_had_no_price_joins_the_groups_currency_and_is_counted(alice: Custo
     assert found == [(Decimal("0.04"), "EUR", 2, 1)]
 
 
+def test_a_currency_of_calls_that_cost_nothing_makes_no_unknown_cost_0(alice: Customer) -> None:
+    """Voided and unresolved calls of a model that has a price, and an exact one of another that has none."""
+    Price.objects.create(model=alice.model, per_image="0.02", currency="EUR", valid_from=START)
+    unpriced = alice.event(model=f"{alice.model}-new", day="2026-11-02")
+    record([alice.event("void"), alice.event("unresolved"), alice.event("void", day="2026-11-02"), unpriced])
+    total = json.loads(command(alice, "--format", "json", "--group-by", "month"))["total"]
+    (whole,) = report(Query(alice.tenant, START, END, ()))
+    by_day = [(row["cost"], row["currency"], row["unpriced_requests"]) for row in rows(alice, "day")]
+    assert by_day == [(None, None, 1), (Decimal(0), "EUR", 0)]
+    of_days = json.loads(command(alice, "--format", "json"))["total"]
+    for row in (whole, total, of_days):
+        assert (row["requests"], row["cost"], row["currency"], row["unpriced_requests"]) == (1, None, None, 1)
+    (month,) = look([alice.tenant])
+    assert (month.requests, month.unpriced, month.costs) == (1, 1, {})
+
+
 def test_currencies_are_never_summed(alice: Customer) -> None:
     for model, currency in (("one", "EUR"), ("other", "USD")):
-        Price.objects.create(model=f"{alice.model}-{model}", per_million_tokens=10, currency=currency, valid_from=START)
+        Price.objects.create(model=f"{alice.model}-{model}", **tokens(10), currency=currency, valid_from=START)
         record([alice.event(model=f"{alice.model}-{model}", charged=1_000_000)])
     assert [(row["cost"], row["currency"]) for row in rows(alice, "day")] == [(10, "EUR"), (10, "USD")]
     total = json.loads(command(alice, "--format", "json"))["total"]
@@ -108,7 +135,7 @@ def test_currencies_are_never_summed(alice: Customer) -> None:
 
 
 def test_the_command_writes_csv(alice: Customer) -> None:
-    Price.objects.create(model=alice.model, per_million_tokens=5, currency="EUR", valid_from=START)
+    Price.objects.create(model=alice.model, **tokens(5), currency="EUR", valid_from=START)
     record([alice.event(), alice.event("unresolved")])
     header, *lines = csv.reader(io.StringIO(command(alice, "--group-by", "day,model", "--format", "csv")))
     assert ",".join(header) == (
@@ -143,11 +170,62 @@ def test_the_command_prints_a_table_with_a_total(alice: Customer) -> None:
     assert len({line.index("4182") + 4 for line in lines[:2]} | {lines[2].index("8364") + 4}) == 1
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_command_writes_every_format_to_a_file(alice: Customer, tmp_path: Path, name: str) -> None:
+    record([alice.event(), alice.event("unresolved")])
+    file, expected = tmp_path / f"usage{FORMATS[name].suffix}", io.BytesIO()
+    assert command(alice, "--format", name, "--output", str(file)) == ""
+    export(Query(alice.tenant, START, END, ["day"]), name, expected)
+    assert file.read_bytes() == expected.getvalue() != b""
+    if FORMATS[name].is_text:
+        assert command(alice, "--format", name) == expected.getvalue().decode()
+    else:
+        with pytest.raises(CommandError, match="is no text for a terminal: give --output FILE"):
+            command(alice, "--format", name)
+
+
+def test_an_export_by_the_command_is_told_in_the_trail(alice: Customer, tmp_path: Path) -> None:
+    def told() -> list[list[Any]]:
+        entries = AuditEntry.objects.filter(tenant_id=alice.tenant.pk, verb=Verb.EXPORTED).order_by("pk")
+        assert {(entry.object_name, entry.way) for entry in entries} <= {("usage report", "command")}
+        return [entry.changes for entry in entries]
+
+    record([alice.event()])
+    command(alice)
+    assert told() == [], "a table to read is none, as in the admin"
+    command(alice, "--format", "csv", "--group-by", "day,model")
+    command(alice, "--format", "xlsx", "--margins", "--output", str(tmp_path / "usage.xlsx"))
+    asked = f"period=days&from=2026-11-01&to=2026-11-30&tenant={alice.tenant.slug}"
+    days = ["days", "", "2026-11-01 to 2026-12-01, not included"]
+    assert told() == [
+        [["format", "", "CSV"], days, ["report", "", f"{asked}&by=day&by=model"]],
+        [["format", "", "Excel"], days, ["report", "", f"{asked}&by=day&margins=1"]],
+    ]
+
+
+def test_a_name_in_a_statement_is_no_markup(alice: Customer) -> None:
+    alice.tenant.name = '#panic("x") *b* _i_ $x^2$ [c] <l> @r // n \\u{41} = H'
+    alice.tenant.save()
+    record([alice.event(model="#read-1")])
+    out = io.BytesIO()
+    export(Query(alice.tenant, START, END, ["day"]), "pdf", out)
+    text = " ".join(pypdf.PdfReader(out).pages[0].extract_text().split())
+    assert text.count(alice.tenant.name) == 2, "in the head and at the foot"
+    assert "#read-1" in text
+
+
+def test_a_statement_is_one_tenants() -> None:
+    words = ["--from", "2026-11-01", "--to", "2026-12-01", "--format", "pdf", "--output", "/nowhere"]
+    with pytest.raises(CommandError, match="A PDF statement is one tenant's: give --tenant SLUG"):
+        call_command("usage", "report", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--output", "usage.txt"], "--output goes with --format"),
         (["--tenant", "nobody-here"], "There is no tenant 'nobody-here'."),
-        (["--group-by", "colour"], "colour is not one of tenant, user, token, model, day, month"),
+        (["--group-by", "colour"], "colour is not one of tenant, user, token, model, day, week, month"),
         (["--group-by", "day,day"], "names a group twice"),
         (["--from", "yesterday"], "yesterday is not a day such as 2026-11-01"),
         (["--to", "2026-11-01"], "--to must be a later day than --from"),

@@ -12,12 +12,14 @@ from urllib.parse import quote
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from psycopg import IsolationLevel
 
 from config import checks
 from config.databases import IMPATIENT, database_settings
 from config.environment import Environment
 from config.redis import parse_address
 from config.serverurls import split_url
+from config.supervisor import variables
 
 ROOT = Path(__file__).resolve().parent.parent
 SAFE = {
@@ -143,6 +145,15 @@ def test_the_running_stack_stands_in_only_for_what_is_missing(tmp_path: Path) ->
         elsewhere.text("PUBLIC_URL")
 
 
+def test_what_commands_obey_is_recorded_by_a_running_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMAIL_URL_FILE", "mail.txt")
+    monkeypatch.setenv("WEBHOOK_NETWORKS", "127.0.0.0/8")
+    monkeypatch.setenv("PROVIDER_API_KEY", "nobody else's business")
+    recorded = variables.for_run_file(tmp_path, 8000, {"DATABASE_URL": "d", "REDIS_URL": "r"})
+    assert (recorded["EMAIL_URL_FILE"], recorded["WEBHOOK_NETWORKS"]) == ("mail.txt", "127.0.0.0/8")
+    assert "PROVIDER_API_KEY" not in recorded
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("1", True), ("Yes", True), ("on", True), ("0", False), ("false", False), ("", False)]
 )
@@ -166,7 +177,8 @@ def test_a_value_of_another_kind_is_refused(read: Callable[[Environment], object
 def test_a_database_url_in_all_its_parts() -> None:
     parsed = database_settings("postgresql://us%40er:p%2Fw@db.example:5433/na%20me?sslmode=require")
     assert (parsed["USER"], parsed["PASSWORD"], parsed["HOST"]) == ("us@er", "p/w", "db.example")
-    assert (parsed["PORT"], parsed["NAME"], parsed["OPTIONS"]) == ("5433", "na me", {**IMPATIENT, "sslmode": "require"})
+    options = {**IMPATIENT, "sslmode": "require", "isolation_level": IsolationLevel.READ_COMMITTED}
+    assert (parsed["PORT"], parsed["NAME"], parsed["OPTIONS"]) == ("5433", "na me", options)
 
 
 PASSWORDS = [

@@ -131,7 +131,7 @@ def test_calls_in_flight_are_answered_and_in_the_ledger_before_the_store_is_back
 ) -> None:
     customer = make_customer()
     customer.limit("images:10/day", "concurrent:8")
-    words = ("delay=600ms", "delay=600ms drop=after_draw", "delay=600ms status=400")
+    words = ("delay=1500ms", "delay=1500ms drop=after_draw", "delay=1500ms status=400")
     environment: dict[str, Any] = {"SETTLE_RETRY_SECONDS": "0.3", "SPOOL_ROOT": str(tmp_path / "spool")}
     environment |= {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
     with (
@@ -145,6 +145,7 @@ def test_calls_in_flight_are_answered_and_in_the_ledger_before_the_store_is_back
             for word in (words[0], *words)
         ]
         processes.wait_until(lambda: in_flight(customer) == 4, 5, "four calls in flight")
+        time.sleep(0.5)  # for the gateway to read that the last one was admitted
         valkey.kill()
         answers = [call.result() for call in calls]
         assert [answer.status_code for answer in answers] == [200, 200, 500, 400]

@@ -130,6 +130,17 @@ def installation(
         drop_database(cursor, name)
 
 
+def test_migrations_need_no_superuser() -> None:
+    """The one extension, pg_trgm, is one that the owner of a database may create."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT r.rolsuper, v.trusted FROM pg_roles r, pg_extension e JOIN pg_available_extension_versions v"
+            " ON v.name = e.extname AND v.version = e.extversion"
+            " WHERE r.rolname = current_user AND e.extname NOT IN ('plpgsql')"
+        )
+        assert cursor.fetchall() == [(False, True)]
+
+
 def test_bootstrap_can_be_repeated_and_repairs_the_store(installation: Installation) -> None:
     client = installation.store()
     assert client.hget(keys.DIRECTORY, "complete") == b"1"

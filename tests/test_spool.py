@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.requestids import make_request_id
+from config.requestids import make_request_id
 from gateway.spool import SLICE, Spool
 from tokens.admission.connection import StoreError, StoreUnavailable
 from tokens.admission.settlement import Ending

@@ -14,7 +14,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests.bookkeeping import Customer
-from usage import workbooks
+from usage.exporting import spreadsheet
+from usage.exporting import workbook as workbook_module
 from usage.ledger import record
 from usage.models import Price
 
@@ -36,8 +37,7 @@ def workbook(customer: Customer, folder: Path, *groups: str) -> list[list[Any]]:
     file = folder / "usage.xlsx"
     words = ("--tenant", customer.tenant.slug, "--group-by", ",".join(groups), "--output", str(file))
     call_command("usage", "report", *NOVEMBER, *words)
-    sheet = openpyxl.load_workbook(file).active
-    assert sheet is not None
+    sheet = openpyxl.load_workbook(file)["Usage"]
     assert sheet.freeze_panes == "A2"
     return [list(row) for row in sheet.iter_rows()]
 
@@ -87,6 +87,13 @@ def test_what_had_no_price_joins_the_only_currency(alice: Customer, tmp_path: Pa
     assert (total["requests"], total["cost"], total["currency"], total["unpriced_requests"]) == (2, 0.5, "EUR", 1)
 
 
+def test_a_total_without_any_price_is_unknown(alice: Customer, tmp_path: Path) -> None:
+    price(alice, alice.model, "EUR")
+    record([alice.event("void", day="2026-11-01"), alice.event(model=f"{alice.model}-new", day="2026-11-02")])
+    *_, total = values(workbook(alice, tmp_path, "day"))
+    assert (total["requests"], total["cost"], total["currency"], total["unpriced_requests"]) == (1, None, None, 1)
+
+
 def test_nothing_used_is_a_header_and_zeros(alice: Customer, tmp_path: Path) -> None:
     (total,) = values(workbook(alice, tmp_path, "day"))
     assert (total["day"], total["requests"], total["cost"]) == ("total", 0, None)
@@ -109,14 +116,26 @@ def test_a_character_that_no_workbook_holds_is_replaced(alice: Customer, tmp_pat
 def test_more_rows_than_a_worksheet_takes_are_refused(
     alice: Customer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record([alice.event(day=f"2026-11-0{day}") for day in (1, 2, 3)])
-    monkeypatch.setattr(workbooks, "MOST_ROWS", 5)
-    assert len(workbook(alice, tmp_path, "day")) == 5
-    monkeypatch.setattr(workbooks, "MOST_ROWS", 4)
+    record([alice.event(day=f"2026-11-{day:02}") for day in range(1, 19)])
+    monkeypatch.setattr(spreadsheet, "MOST_ROWS", 20)
+    assert len(workbook(alice, tmp_path, "day")) == 20
+    monkeypatch.setattr(spreadsheet, "MOST_ROWS", 19)
     before = (tmp_path / "usage.xlsx").read_bytes()
-    with pytest.raises(CommandError, match="A worksheet takes 4 rows, and this report has more"):
+    with pytest.raises(CommandError, match="A worksheet takes 19 rows, and this report has more"):
         workbook(alice, tmp_path, "day")
     assert (tmp_path / "usage.xlsx").read_bytes() == before
+
+
+def test_exceptions_beyond_the_first_are_counted(
+    alice: Customer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record([alice.event("unresolved") for _ in range(5)])
+    monkeypatch.setattr(workbook_module, "MOST_EXCEPTIONS", 3)
+    workbook(alice, tmp_path, "day")
+    sheet = openpyxl.load_workbook(tmp_path / "usage.xlsx")["Exceptions"]
+    kinds = [row[0].value for row in sheet.iter_rows(min_row=2)]
+    assert kinds == ["unresolved"] * 3 + [None]
+    assert sheet.cell(5, 5).value == "And 2 more: choose fewer days, or one tenant."
 
 
 def manage(customer: Customer, stdout: int) -> "subprocess.CompletedProcess[bytes]":
@@ -145,15 +164,15 @@ def test_a_terminal_gets_a_sentence() -> None:
         os.close(terminal)
         os.close(master)
     assert refused.returncode == 1
-    assert refused.stderr == b"CommandError: A workbook is no text for a terminal: give --output FILE.\n"
+    assert refused.stderr == b"CommandError: Excel is no text for a terminal: give --output FILE.\n"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--output", "/no/such/folder/usage.xlsx"], "/no/such/folder/usage.xlsx can't be written: No such file"),
-        (["--output", "usage.csv", "--format", "csv"], "--output goes with --format xlsx"),
         ([], "give --output FILE"),
+        (["--format", "pdf"], "give --output FILE"),
     ],
 )
 def test_it_says_what_is_wrong(alice: Customer, words: list[str], message: str) -> None:

@@ -11,5 +11,7 @@ class TokensConfig(AppConfig):
     name = "tokens"
 
     def ready(self) -> None:
-        """Connect the receiver that publishes changes; it needs the models, so not before they are loaded."""
+        """Connect the receivers of changes; they need the models, so not before those are loaded."""
         import_module("tokens.directory")
+        import_module("tokens.requestactors")
+        import_module("tokens.roles")

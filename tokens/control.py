@@ -11,18 +11,23 @@ from django.conf import settings
 
 from config.redis import store
 from tokens import records
+from tokens.actors import SYSTEM, Actor
 from tokens.admission import keys
 from tokens.outbox import Entry, Kind
 from tokens.scripts import answered, control_field, script
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the database must learn: the record's new status (``revoked``, ``suspended``), when, by whom and why."""
+    """What the database must learn: the record's new status (``revoked``, ``suspended``), when, by whom and why.
+
+    `actor` is for the audit trail, which tells of the order as it was given, whoever makes it durable.
+    """
 
     status: str
     at: float  # epoch seconds
     by: str
     reason: str = ""
+    actor: Actor = SYSTEM
 
 
 def carry_out(entry: Entry, order: Order) -> bool:

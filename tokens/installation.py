@@ -1,5 +1,7 @@
 """The installation: its number of shards, and the switch that stops all calls at once."""
 
+import datetime as dt
+
 import msgspec
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -8,13 +10,23 @@ from django.utils.timezone import now
 from redis.client import Pipeline
 
 from config.redis import store
+from tokens import actors
+from tokens.actors import Actor
 from tokens.admission import keys
 from tokens.errors import DATABASE_DOWN
 from tokens.models import Installation
 from tokens.scripts import answered, script
 
-# In the first shard's control hash: whether all calls are stopped (JSON), until the database has it.
+# In the first shard's control hash: whether all calls are stopped (JSON of Switch), until the database has it.
 SWITCH = "installation"
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """Whether all calls are stopped, since when (epoch seconds), and by whom."""
+
+    stopped: bool
+    at: float
+    actor: Actor
 
 
 def ensure_installation() -> Installation:
@@ -46,7 +58,7 @@ def start_all() -> bool:
 
 
 def _switch(*, stopped: bool) -> bool:
-    order = msgspec.json.encode({"stopped": stopped, "at": now().timestamp()})
+    order = msgspec.json.encode(Switch(stopped, now().timestamp(), actors.current()))
     with answered():
         together = store().pipeline(transaction=True)
         for shard in range(settings.SHARDS):
@@ -75,10 +87,12 @@ def apply_switch() -> bool:
             raw = store().hget(keys.control(0), SWITCH)
         if installation is None or not isinstance(raw, bytes):
             return False
-        stopped = msgspec.json.decode(raw)["stopped"]
-        if stopped != (installation.stopped_at is not None):
-            installation.stopped_at = now() if stopped else None
-            installation.save(update_fields=["stopped_at"])
+        switch = msgspec.json.decode(raw, type=Switch)
+        if switch.stopped != (installation.stopped_at is not None):
+            at = dt.datetime.fromtimestamp(switch.at, dt.UTC)
+            installation.stopped_at = at if switch.stopped else None
+            with actors.acting_as(switch.actor, at=at):
+                installation.save(update_fields=["stopped_at"])
     with answered():
         script("forget")([keys.control(0)], [SWITCH, raw], client=store())
     return True

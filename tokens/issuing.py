@@ -18,8 +18,11 @@ from django.utils.timezone import now
 from tokens import directory, limits, secrets
 from tokens.errors import Refused
 from tokens.models import Limit, Membership, ProxyToken, Secret, Tenant, TokenStatus, User
+from tokens.planrow import PlanScope, limits_given
 
 Scope = Tenant | Membership | ProxyToken
+
+TOO_LATE = "The token would have expired already: choose a time to come."
 
 
 @transaction.atomic
@@ -59,11 +62,21 @@ def issue_token(
     networks: Sequence[str] = (),
     limit_texts: Iterable[str] = (),
     created_by: str = "",
+    model: str = "",
+    secret: str = "",
+    usual_limits: bool = True,
 ) -> tuple[ProxyToken, str]:
-    """A new token and its secret, which is not stored and can't be shown again."""
-    secret = secrets.make_secret()
-    token = _make_token(member, name, expires_at, networks, limit_texts, created_by)
+    """A new token and its secret, which is not stored and can't be shown again; `model` "" is the tenant's.
+
+    Where `limit_texts` say nothing it starts with what the tenant's plan gives to each new token; `usual_limits` False:
+    without that. `secret` is one of secrets.derive_secret, for a caller who can make it once more; otherwise a new one
+    is made.
+    """
+    secret = secret or secrets.make_secret()
+    token = _make_token(member, name, expires_at, networks, limit_texts, created_by, model)
     _add_secret(token, secret, imported=False)
+    if usual_limits:
+        start_with_plan(token)
     return token, secret
 
 
@@ -74,20 +87,38 @@ def import_token(
     secret: str,
     *,
     expires_at: dt.datetime | None = None,
+    networks: Sequence[str] = (),
     limit_texts: Iterable[str] = (),
     created_by: str = "",
+    model: str = "",
+    usual_limits: bool = True,
 ) -> ProxyToken:
-    """A token whose secret a former system issued: 20 to 255 visible ASCII characters, not beginning with ``gem_``."""
-    if secret.startswith(secrets.PREFIX):
-        raise Refused(f"A secret that begins with {secrets.PREFIX} is a gateway's own and can't be imported.")
+    """A token whose secret a former system issued: 20 to 255 visible ASCII characters, not beginning with ``gem_``.
+
+    Otherwise as `issue_token`.
+    """
+    if secret.startswith((secrets.PREFIX, secrets.API_PREFIX)):
+        prefix = secret.partition("_")[0] + "_"
+        raise Refused(f"A secret that begins with {prefix} is a gateway's own and can't be imported.")
     if not secrets.is_plausible(secret):
         raise Refused(
             f"A secret to import has {secrets.LEAST_IMPORTED_LENGTH} to {secrets.MOST_LENGTH} visible ASCII "
             "characters and no blanks."
         )
-    token = _make_token(member, name, expires_at, (), limit_texts, created_by)
+    token = _make_token(member, name, expires_at, networks, limit_texts, created_by, model)
     _add_secret(token, secret, imported=True)
+    if usual_limits:
+        start_with_plan(token)
     return token
+
+
+def start_with_plan(token: ProxyToken) -> None:
+    """Give a token that was just issued what its tenant's plan starts tokens with, but for limits that it has."""
+    given = limits_given(token.tenant.plan, PlanScope.TOKEN)
+    if given:
+        for limit in limits_of(token):
+            given.pop(limit.text().name, None)
+        set_limits(token, map(str, given.values()))
 
 
 def _make_token(
@@ -97,15 +128,17 @@ def _make_token(
     networks: Sequence[str],
     limit_texts: Iterable[str],
     created_by: str,
+    model: str,
 ) -> ProxyToken:
     if expires_at is not None and expires_at <= now():
-        raise Refused("The token would have expired already: choose a time to come.")
+        raise Refused(TOO_LATE)
     token = ProxyToken(
         tenant=member.tenant,
         member=member,
         name=name.strip(),
         expires_at=expires_at,
         networks=list(networks),
+        model=model,
         created_by=created_by,
     )
     token.full_clean()
@@ -197,11 +230,11 @@ def set_limits(scope: Scope, limit_texts: Iterable[str]) -> list[Limit]:
 
 def _set_limit(scope: Scope, wanted: limits.LimitText) -> Limit:
     limit = limits_of(scope).filter(metric=wanted.metric, period=wanted.period).first()
-    if limit is not None and limit.text() == wanted:
+    if limit is not None and limit.text() == wanted and not limit.from_plan:
         return limit
     if limit is None:
         limit = Limit(**_columns(scope), metric=wanted.metric, period=wanted.period)
-    limit.amount, limit.burst = wanted.amount, wanted.burst
+    limit.amount, limit.burst, limit.from_plan = wanted.amount, wanted.burst, False
     limit.full_clean()
     limit.save()
     return limit
@@ -216,6 +249,8 @@ def remove_limits(scope: Scope, names: Iterable[str]) -> None:
             limit = limits_of(scope).filter(metric=metric, period=period).first()
             if limit is None:
                 raise Refused(f"There is no limit {name} to remove.")
+            if limit.from_plan:
+                raise Refused(f"{name} comes with the tenant's plan: set another amount, or choose another plan.")
             limit.delete()
 
 

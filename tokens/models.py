@@ -8,20 +8,31 @@ tokens.stopping or by `save()` and `delete()`; bulk updates are refused, they wo
 import datetime as dt
 import zoneinfo
 from collections.abc import Collection, Iterable
-from typing import Any, Self
+from typing import Self
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex, OpClass
 from django.core.exceptions import ValidationError
-from django.core.validators import MinValueValidator, RegexValidator
+from django.core.validators import RegexValidator
 from django.db import models
+from django.db.models.functions import Upper
 from django.db.models.signals import pre_delete
 from django.utils.timezone import now
 
-from tokens import limits
+from tokens.apikeyrow import ApiKey as ApiKey
+from tokens.apikeyrow import IssueReceipt as IssueReceipt
+from tokens.audit import AuditEntry as AuditEntry
+from tokens.audit import Verb
+from tokens.installationrow import Installation as Installation
+from tokens.limitrow import Limit as Limit
 from tokens.limits import Metric as Metric
 from tokens.limits import Period as Period
 from tokens.outbox import Entry, Kind, Part, Published, note_deletion
 from tokens.outbox import OutboxEntry as OutboxEntry
+from tokens.planrow import Plan as Plan
+from tokens.planrow import PlanLimit as PlanLimit
+from tokens.secretuserow import SecretUse as SecretUse
+from tokens.users import Role as Role
 from tokens.users import User as User
 from tokens.validators import validate_model_name, validate_network, validate_origin, validate_timezone
 
@@ -33,8 +44,22 @@ class Status(models.TextChoices):
     SUSPENDED = "suspended", "Suspended"
 
 
+class UnresolvedPolicy(models.TextChoices):
+    """What calls of unknown outcome count as when a month is closed."""
+
+    NOTHING = "nothing", "Nothing: they aren't charged"
+    ESTIMATE = "estimate", "Their estimate: it is charged"
+
+
+STATUS_VERBS = {"status": {Status.SUSPENDED: Verb.SUSPENDED, Status.ACTIVE: Verb.ACTIVATED}}
+
+
 class Tenant(Published):
     """A customer: members, tokens, limits, a calendar, and the web origins its browser clients come from."""
+
+    UNPUBLISHED = frozenset({"unresolved_policy", "plan", "plan_version"})  # of the plan the store knows the limits
+    UNAUDITED = Published.UNAUDITED | {"plan_version"}
+    VERBS = STATUS_VERBS
 
     slug = models.SlugField(max_length=63, unique=True, help_text="Short name for commands and reports. It stays.")
     name = models.CharField(max_length=200)
@@ -61,6 +86,23 @@ class Tenant(Published):
         validators=[validate_model_name],
         help_text="The model that answers its calls. Empty: the gateway's default model.",
     )
+    plan = models.ForeignKey(
+        Plan,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="tenants",
+        help_text="Gives the tenant its limits. A limit of its own overrides the plan's of the same metric and period.",
+    )
+    # The version of the plan that its limits follow; 0: there is none, null: they have yet to follow (tokens.plans).
+    plan_version = models.PositiveBigIntegerField(null=True, default=0, editable=False)
+    unresolved_policy = models.CharField(
+        "unresolved calls",
+        max_length=16,
+        choices=UnresolvedPolicy,
+        default=UnresolvedPolicy.NOTHING,
+        help_text="What they count as when a month is closed and nobody has decided on them before.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
 
     class Meta:
@@ -83,6 +125,8 @@ class Tenant(Published):
 
         Saving the zone in force by name (`update_fields`) cancels a change that has yet to begin.
         """
+        if self.plan_id != (None if stored is None else stored.plan_id):
+            self.plan_version = None
         if stored is None:
             return ()
         at = now()
@@ -96,14 +140,24 @@ class Tenant(Published):
             starts = month.replace(hour=0, minute=0, second=0, microsecond=0, fold=0).astimezone(dt.UTC)
             self.next_timezone = wanted
             self.next_timezone_from = stored.next_timezone_from if wanted == pending else starts
-        return ("timezone", "next_timezone", "next_timezone_from")
+        return ("timezone", "next_timezone", "next_timezone_from", "plan_version")
 
 
 class Membership(Published):
-    """A member: a user in a tenant."""
+    """A member: a user in a tenant. The role decides what they may do in the admin, and no call."""
+
+    UNPUBLISHED = frozenset({"role"})
+    VERBS = STATUS_VERBS
 
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="members")
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="memberships")
+    role = models.CharField(
+        max_length=16,
+        choices=Role,
+        blank=True,
+        default=Role.MEMBER,
+        help_text="What they may do here, in this tenant only. Who has a role signs in, and needs a password for that.",
+    )
     status = models.CharField(max_length=16, choices=Status, default=Status.ACTIVE)
     created_at = models.DateTimeField(default=now, editable=False)
 
@@ -114,6 +168,10 @@ class Membership(Published):
 
     def __str__(self) -> str:
         return f"{self.user.email} ({self.tenant.slug})"
+
+    def audit_name(self) -> str:
+        """Without the tenant, which the entry names."""
+        return self.user.email
 
     def entry(self) -> Entry:
         """The member's record."""
@@ -139,6 +197,9 @@ REVOCATION = ("status", "revoked_at", "revoked_by", "revoke_reason")
 class ProxyToken(Published):
     """What a client app presents instead of a provider key. It has one secret, during rotation two."""
 
+    VERB_WHEN_NEW = Verb.ISSUED
+    VERBS = {"status": {TokenStatus.REVOKED: Verb.REVOKED}}
+
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="tokens")
     member = models.ForeignKey(Membership, on_delete=models.PROTECT, related_name="tokens")
     name = models.CharField(max_length=100, validators=[RegexValidator(r"\S", "Give it a name that can be read.")])
@@ -151,6 +212,12 @@ class ProxyToken(Published):
         verbose_name="allowed networks",
         help_text="Client addresses that may use it, such as 203.0.113.0/24, separated by commas. Empty: all.",
     )
+    model = models.CharField(
+        max_length=100,
+        blank=True,
+        validators=[validate_model_name],
+        help_text="The model that answers its calls. Empty: the tenant's.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
     created_by = models.CharField(max_length=254, blank=True, editable=False)
     revoked_at = models.DateTimeField(null=True, editable=False)
@@ -159,9 +226,14 @@ class ProxyToken(Published):
 
     class Meta:
         ordering = ["-id"]
+        indexes = [GinIndex(OpClass(Upper("name"), name="gin_trgm_ops"), name="tokens_by_a_part_of_a_name")]
 
     def __str__(self) -> str:
         return f"{self.name} (token {self.pk})"
+
+    def audit_name(self) -> str:
+        """Without its id, which the entry has apart."""
+        return self.name
 
     def entry(self) -> Entry:
         """The token's record."""
@@ -188,7 +260,8 @@ class Secret(Part):
     rotation, and then the store no longer knows it. At most two secrets of a token have not ended.
     """
 
-    UNPUBLISHED = frozenset({"last_used_at", "last_used_from", "last_used_by"})
+    UNPUBLISHED = UNAUDITED = frozenset({"last_used_at", "last_used_from", "last_used_by"})
+    HIDDEN = frozenset({"digest"})
 
     token = models.ForeignKey(ProxyToken, on_delete=models.CASCADE, related_name="secrets")
     digest = models.CharField(max_length=64, unique=True, editable=False)
@@ -204,93 +277,20 @@ class Secret(Part):
 
     class Meta:
         ordering = ["-id"]
+        indexes = [models.Index(OpClass("shown", name="text_pattern_ops"), name="secrets_by_first_characters")]
 
     def __str__(self) -> str:
         return f"{self.shown}…"
 
+    def audit_verb(self, before: Self | None, changed: Collection[str]) -> str | None:
+        """Made for somebody to see, once; or brought along; or ended."""
+        if before is None:
+            return Verb.IMPORTED if self.imported else Verb.SHOWN
+        return Verb.ENDED if "ended_at" in changed else Verb.CHANGED
+
     def owner(self) -> Published:
         """Its token."""
         return self.token
-
-
-class Limit(Part):
-    """A rate limit or a quota of a tenant, of one of its members, or of one of its tokens."""
-
-    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="limits")
-    member = models.ForeignKey(Membership, on_delete=models.CASCADE, null=True, blank=True, related_name="limits")
-    token = models.ForeignKey(ProxyToken, on_delete=models.CASCADE, null=True, blank=True, related_name="limits")
-    metric = models.CharField(max_length=16, choices=Metric)
-    period = models.CharField(max_length=16, choices=Period, blank=True, default=Period.NONE)
-    amount = models.PositiveBigIntegerField(validators=[MinValueValidator(1)])
-    burst = models.PositiveBigIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)], help_text="Rates only. Empty: the amount."
-    )
-    created_at = models.DateTimeField(default=now, editable=False)
-
-    class Meta:
-        ordering = ["id"]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["tenant", "member", "token", "metric", "period"],
-                name="one_limit_per_scope_metric_and_period",
-                nulls_distinct=False,
-            ),
-            models.CheckConstraint(
-                condition=models.Q(member__isnull=True) | models.Q(token__isnull=True),
-                name="limit_has_one_scope",
-            ),
-            models.CheckConstraint(
-                condition=models.Q(metric=Metric.CONCURRENT, period=Period.NONE)
-                | (~models.Q(metric=Metric.CONCURRENT) & ~models.Q(period=Period.NONE)),
-                name="only_concurrent_has_no_period",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return str(self.text())
-
-    def text(self) -> limits.LimitText:
-        """The limit as it is written, without its scope."""
-        return limits.LimitText(self.metric, self.period, self.amount, self.burst)
-
-    def owner(self) -> Published:
-        """The token, member or tenant that it limits."""
-        return self.token or self.member or self.tenant
-
-    def clean(self) -> None:
-        """The rules of tokens.limits, and that member and token belong to the tenant. Raises ValidationError."""
-        scope = self.token or self.member
-        if scope is not None and scope.tenant_id != self.tenant_id:
-            raise ValidationError("A limit's member or token must belong to its tenant.")
-        amount: int | None = self.amount
-        if amount is None:
-            return  # the field's own error says so
-        try:
-            limits.check(self.text())
-        except ValueError as exc:
-            raise ValidationError(str(exc)) from exc
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """As every part of a record; a limit of a member or a token takes its tenant from there."""
-        scope = self.token or self.member
-        if scope is not None:
-            self.tenant_id = scope.tenant_id
-        super().save(*args, **kwargs)
-
-
-class Installation(models.Model):
-    """The installation, in one row: its number of shards, which must never change under it, and its emergency stop."""
-
-    shards = models.PositiveSmallIntegerField()
-    stopped_at = models.DateTimeField(null=True, editable=False)  # nobody is admitted since; None: calls are
-    store_name = models.CharField(max_length=36, blank=True, editable=False)  # the uuid it was last opened under
-    created_at = models.DateTimeField(default=now)
-
-    class Meta:
-        constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="one_installation")]
-
-    def __str__(self) -> str:
-        return f"{self.shards} shards"
 
 
 # Deletions by a query set or a cascade never call `delete()`, but always tell.

@@ -9,7 +9,7 @@ the store has the change, so one that couldn't be published is published later b
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 from django.db import models, transaction
 from django.db.models import F, Value
@@ -17,9 +17,9 @@ from django.db.models.functions import Greatest
 from django.dispatch import Signal
 from django.utils.timezone import now
 
-committed = Signal()  # sent with `entry` after the transaction that changed its record
+from tokens.audited import Audited, AuditedQuerySet, ModelT
 
-ModelT = TypeVar("ModelT", bound=models.Model, covariant=True)
+committed = Signal()  # sent with `entry` after the transaction that changed its record
 
 
 class Kind(models.TextChoices):
@@ -65,15 +65,15 @@ def note_change(entry: Entry) -> None:
     transaction.on_commit(partial(committed.send, sender=OutboxEntry, entry=entry))
 
 
-class PublishedQuerySet(models.QuerySet[ModelT]):
+class PublishedQuerySet(AuditedQuerySet[ModelT]):
     """Refuses what would change rows without raising versions, otherwise the store would keep the old truth.
 
     `delete()` stays: it collects the rows and tells of each. Fields in the model's UNPUBLISHED, which no record
-    holds, may be updated in bulk.
+    holds, may be updated in bulk, unless the audit trail tells of them.
     """
 
     def update(self, **fields: Any) -> int:
-        """As Django's, for unpublished fields only. Raises TypeError for any other."""
+        """As Django's, for fields that are neither published nor audited. Raises TypeError for any other."""
         published = fields.keys() - getattr(self.model, "UNPUBLISHED", frozenset())
         if published:
             raise TypeError(
@@ -89,7 +89,7 @@ class PublishedQuerySet(models.QuerySet[ModelT]):
         )
 
 
-class Published(models.Model):
+class Published(Audited):
     """A row that is one record in the store. `version` rises with every change of it and of its parts.
 
     A copy remembers what it read, and saving it writes what has been changed in it since: whatever else the row has
@@ -97,12 +97,13 @@ class Published(models.Model):
     """
 
     UNPUBLISHED: ClassVar[frozenset[str]] = frozenset()
+    UNAUDITED = frozenset({"version"})
 
     _read: Mapping[str, Any] = {}  # what this copy read, by the field's name
 
     version = models.PositiveBigIntegerField(default=1, editable=False)
 
-    objects = PublishedQuerySet.as_manager()
+    objects = PublishedQuerySet.as_manager()  # type: ignore[misc]
 
     class Meta:
         abstract = True
@@ -142,6 +143,7 @@ class Published(models.Model):
         """Save what has been changed, raise the version, and publish after the commit. Raises what `prepare` raises.
 
         `update_fields` names the fields to save instead, whether they differ from what this copy read or not.
+        When none of them is in a record (UNPUBLISHED), the version stays and nothing is published.
         """
         some = kwargs.get("update_fields")
         with transaction.atomic():
@@ -152,14 +154,16 @@ class Published(models.Model):
             if stored is not None:
                 self._take_over(stored, self._changed() | changed)
             prepared = self.prepare(stored, changed)
+            published = stored is None or not changed or bool(changed - self.UNPUBLISHED)
             if stored is not None:
-                self.version = stored.version + 1
+                self.version = stored.version + published
             if some is not None:
                 kwargs["update_fields"] = {*some, *prepared, "version"}
             super().save(*args, **kwargs)
             # Not before the commit: after a rollback, what was changed in this copy is still to be saved.
             transaction.on_commit(partial(self._remember, self._held(kwargs.get("update_fields"))))
-            note_change(self.entry())
+            if published:
+                note_change(self.entry())
 
     def _held(self, names: Collection[str] | None = None) -> dict[str, Any]:
         """What this copy holds of these fields, or of all; lists are copied, as they may be changed in place."""
@@ -191,12 +195,12 @@ class Published(models.Model):
         note_change(self.entry())
 
 
-class Part(models.Model):
+class Part(Audited):
     """A row that is part of a record: a limit or a secret."""
 
     UNPUBLISHED: ClassVar[frozenset[str]] = frozenset()
 
-    objects = PublishedQuerySet.as_manager()
+    objects = PublishedQuerySet.as_manager()  # type: ignore[misc]
 
     class Meta:
         abstract = True
@@ -204,6 +208,10 @@ class Part(models.Model):
     def owner(self) -> Published:
         """The row whose record this one is part of."""
         raise NotImplementedError
+
+    def audit_parent(self) -> models.Model:
+        """Its owner, for the audit trail, too."""
+        return self.owner()
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save under the owner's row lock, raise the owner's version, and publish after the commit."""

@@ -120,6 +120,7 @@ def _token_record(token: ProxyToken, limits: Sequence[dict[str, Any]], secrets: 
         "member": str(token.member_id),
         "expires": _epoch(token.expires_at),
         "networks": _json(token.networks),
+        "model": token.model,
         "limits": _json(limits),
     }
     place = f"{shard_of(token.tenant_id)}:{token.tenant_id}:{token.member_id}:{token.pk}"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 PREFIX = "gem_"
+API_PREFIX = "gemf_"  # of keys of the management API (tokens.apikeys), which open no call
 RANDOM_CHARACTERS = 40
 CHECK_CHARACTERS = 6
 LENGTH = len(PREFIX) + RANDOM_CHARACTERS + CHECK_CHARACTERS
@@ -31,9 +32,23 @@ def checksum(text: str) -> str:
     return "".join(reversed(characters))
 
 
-def make_secret() -> str:
-    """A new secret, 50 characters, from the operating system's random source."""
-    body = PREFIX + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARACTERS))
+def make_secret(prefix: str = PREFIX) -> str:
+    """A new secret, 50 characters with our prefix, from the operating system's random source."""
+    body = prefix + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARACTERS))
+    return body + checksum(body)
+
+
+def derive_secret(key: bytes, text: bytes) -> str:
+    """The secret of a token that follows from `text` under `key`: as good as a random one while the key is not known.
+
+    512 bits of HMAC become 40 base62 characters (238 bits), so no character is likelier than another.
+    """
+    number = int.from_bytes(hmac.digest(key, text, hashlib.sha512))
+    characters = []
+    for _ in range(RANDOM_CHARACTERS):
+        number, rest = divmod(number, 62)
+        characters.append(ALPHABET[rest])
+    body = PREFIX + "".join(characters)
     return body + checksum(body)
 
 

@@ -6,17 +6,19 @@ have answered no admission succeeds, with PostgreSQL or without it.
 
 import datetime as dt
 import logging
+from contextlib import AbstractContextManager
 from functools import partial
 
 from django.db import transaction
 from django.utils.timezone import now
 
-from tokens import control, directory
+from tokens import actors, control, directory
 from tokens.admission.connection import StoreUnavailable
 from tokens.control import Order
 from tokens.errors import DATABASE_DOWN, Refused
-from tokens.models import Membership, ProxyToken, Status, Tenant, TokenStatus
+from tokens.models import Membership, ProxyToken, Status, Tenant, TokenStatus, User
 from tokens.outbox import Entry, Kind
+from tokens.roles import require_right_over
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def revoke(token_id: int, by: str, reason: str = "") -> bool:
         StoreUnavailable: nothing has changed, or the database has it and the store will when it is back.
         Refused: there is no such token.
     """
-    order = Order(TokenStatus.REVOKED, now().timestamp(), by, reason)
+    order = Order(TokenStatus.REVOKED, now().timestamp(), by, reason, actors.current())
     entry = control.find_token(token_id)
     if entry is not None:
         control.carry_out(entry, order)
@@ -51,7 +53,7 @@ def revoke(token_id: int, by: str, reason: str = "") -> bool:
 
 
 def _revoke_in_database(token_id: int, order: Order) -> ProxyToken | None:
-    with transaction.atomic():
+    with transaction.atomic(), _as_ordered(order):
         token = ProxyToken.objects.select_for_update(no_key=True).filter(pk=token_id).first()
         if token is not None and token.status != TokenStatus.REVOKED:
             token.status = TokenStatus.REVOKED
@@ -61,9 +63,14 @@ def _revoke_in_database(token_id: int, order: Order) -> ProxyToken | None:
     return token
 
 
+def _as_ordered(order: Order) -> AbstractContextManager[None]:
+    """Within this, what is changed was ordered by whom and when the order says."""
+    return actors.acting_as(order.actor, order.reason, dt.datetime.fromtimestamp(order.at, dt.UTC))
+
+
 def suspend_tenant(slug: str, by: str) -> bool:
     """Suspend a tenant: when this returns, no admission of its tokens succeeds. Returns and raises as `revoke`."""
-    order = Order(Status.SUSPENDED, now().timestamp(), by)
+    order = Order(Status.SUSPENDED, now().timestamp(), by, actor=actors.current())
     database = True
     try:
         pk = Tenant.objects.filter(slug=slug).values_list("pk", flat=True).first()
@@ -86,7 +93,7 @@ def suspend_tenant(slug: str, by: str) -> bool:
 
 def _suspend_in_database(entry: Entry, order: Order, *, ordered: bool) -> None:
     """Save the suspension; `ordered`: only while the store still holds the order, nobody has activated it since."""
-    with transaction.atomic():
+    with transaction.atomic(), _as_ordered(order):
         tenant = Tenant.objects.select_for_update(no_key=True).filter(pk=entry.object_id).first()
         withdrawn = ordered and control.pending_order(entry) != order
         if tenant is not None and not withdrawn and tenant.status != Status.SUSPENDED:
@@ -124,20 +131,26 @@ def activate_tenant(slug: str) -> Tenant:
     return tenant
 
 
-def suspend_member(member: Membership) -> None:
-    """Suspend a member: its tokens stop working. Raises StoreUnavailable when they will only when the store is back."""
-    _set_member_status(member, Status.SUSPENDED)
+def suspend_member(member: Membership, by: User | None = None) -> None:
+    """Suspend a member: its tokens stop working, and it has no role in the admin. `by`: the person who asks.
+
+    Raises Refused for what `by` may not (tokens.roles), StoreUnavailable when it works only when the store is back.
+    """
+    with transaction.atomic():
+        require_right_over(member, by)
+        _save_status(member, Status.SUSPENDED)
+    directory.require_published(member)
 
 
 def activate_member(member: Membership) -> None:
-    """Let a suspended member call again. As suspend_member."""
-    _set_member_status(member, Status.ACTIVE)
+    """Let a suspended member call again. Raises StoreUnavailable as suspend_member."""
+    _save_status(member, Status.ACTIVE)
+    directory.require_published(member)
 
 
-def _set_member_status(member: Membership, status: Status) -> None:
+def _save_status(member: Membership, status: Status) -> None:
     member.status = status
     member.save(update_fields=["status"])
-    directory.require_published(member)
 
 
 def apply_orders() -> int:

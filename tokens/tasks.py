@@ -3,7 +3,7 @@
 import logging
 
 from config.celery import app
-from tokens import comparison, directory, installation, stopping
+from tokens import comparison, directory, installation, plans, stopping
 from tokens.admission.connection import StoreUnavailable
 from tokens.errors import DATABASE_DOWN
 
@@ -12,11 +12,15 @@ logger = logging.getLogger(__name__)
 
 @app.task(name="tokens.publish")
 def publish() -> None:
-    """Publish the changes that the store has yet to learn of; save the orders that the database has yet to learn of."""
+    """Publish the changes that the store has yet to learn of; save the orders that the database has yet to learn of.
+
+    Tenants whose plan has changed follow it here, so many at a time that what waits next time doesn't wait long.
+    """
     try:
         installation.apply_switch()
         stopping.apply_orders()
         directory.publish_outbox()
+        plans.follow_all(plans.IN_BACKGROUND)
     except (StoreUnavailable, *DATABASE_DOWN) as exc:
         logger.warning("Changes wait to be published (%s).", type(exc).__name__)
 

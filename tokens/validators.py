@@ -10,6 +10,9 @@ from django.core.validators import RegexValidator
 # A model's name wherever it stands: in the catalog, with a tenant, in the price list.
 validate_model_name = RegexValidator(r"^[A-Za-z0-9_.:/-]+\Z", "Letters, digits and . : / - _ only.")
 
+# What a provider is asked for, with a model and in the price list.
+validate_quality = RegexValidator(r"^[a-z0-9_-]+\Z", "Small letters, digits, - and _ only, such as high.")
+
 
 def validate_timezone(name: str) -> None:
     """Accept the names of the IANA time zone database."""

@@ -7,7 +7,7 @@ Messages name tenants and counts, never a client's data.
 
 import logging
 import smtplib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -19,6 +19,8 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
+from tokens import audit
+from tokens.audit import Verb
 from usage.models import Alarm
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,17 @@ def clear_alarms(kind: AlarmKind, still_open: Collection[str] = ()) -> None:
     for alarm in Alarm.objects.filter(kind=kind, closed_at=None).exclude(subject__in=still_open):
         if Alarm.objects.filter(pk=alarm.pk, closed_at=None).update(closed_at=now()):
             logger.info("No alarm any more: %s", alarm.message, extra={"kind": kind.value, "subject": alarm.subject})
+
+
+def deal_with(open_ones: Iterable[Alarm], reason: str) -> int:
+    """Close alarms that a person has looked into, and note who did and why; returns how many were still open."""
+    closed = 0
+    with transaction.atomic():
+        for alarm in open_ones:
+            if Alarm.objects.filter(pk=alarm.pk, closed_at=None).update(closed_at=now()):
+                audit.note(Verb.DEALT_WITH, alarm, reason=reason)
+                closed += 1
+    return closed
 
 
 def open_subjects(kind: AlarmKind) -> dict[str, str]:

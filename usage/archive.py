@@ -32,6 +32,8 @@ FORMAT = 1
 PART_BYTES = 4 * 1024 * 1024
 COMPRESSION = 3  # of 9: a third of the time of the default, a tenth more bytes
 LEDGER = "usage_record"
+STATEMENTS = "usage_statement"  # after the books, which take no rows of a closed month
+BOOKS = (LEDGER, "usage_dailyusage")
 
 # Not in a backup: the restored database has its own migrations, and everybody signs in again.
 LEFT_OUT = ("django_migrations", "django_session")
@@ -178,6 +180,7 @@ def tables(cursor: CursorWrapper) -> dict[str, list[str]]:
     for table, referred in cursor.fetchall():
         if table in columns and referred in columns:
             order.add(table, referred)
+    order.add(STATEMENTS, *BOOKS)
     return {name: columns[name] for name in order.static_order()}
 
 

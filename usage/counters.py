@@ -4,7 +4,7 @@ import datetime as dt
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 
 from tokens.admission import keys
 from tokens.admission.periods import Calendar, open_periods
@@ -16,6 +16,7 @@ from usage.unresolved import admitted_between
 WEEK = 7 * 86_400
 METRICS = ("requests", "images", "tokens")
 NO_DELAY = dt.timedelta(0)
+LONGEST_MONTH = dt.timedelta(days=33)  # with the days that some zone is behind or ahead
 
 
 class Use(NamedTuple):
@@ -65,6 +66,17 @@ def expected(tenant: Tenant, at: float, total_delay: dt.timedelta = NO_DELAY) ->
         for _, use in sums(rows, scope):
             found[keys.use(shard, f"{scope}:{number}", f"total:{limit.pk}")] = Expected(use, 0)
     return found
+
+
+def counted(at: float) -> QuerySet[Tenant]:
+    """The tenants that may need counters or rates at `at` (epoch seconds): `expected` has nothing for any other.
+
+    They have used something since before any period began that is open somewhere, or have a quota without an end.
+    """
+    first = dt.datetime.fromtimestamp(at, dt.UTC).date() - LONGEST_MONTH
+    recent = UsageRecord.objects.filter(tenant=OuterRef("pk"), request_id__gte=least_request_id(first))
+    totals = Limit.objects.filter(tenant=OuterRef("pk"), period=Period.TOTAL)
+    return Tenant.objects.filter(Exists(recent) | Exists(totals)).order_by("pk")
 
 
 def owner(limit: Limit) -> tuple[str, int]:

@@ -33,7 +33,7 @@ class FutureEventError(BadEventError):
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How one call ended, in absolute figures.
+    """How one call, which came in `at`, ended, in absolute figures.
 
     `kind` is exact, void (nothing was spent: no images, no tokens) or unresolved (images asked for and tokens
     estimated). `images` were delivered, `n` asked for. `day` is the tenant's day at admission. `reported` is what the
@@ -42,6 +42,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     request_id: uuid.UUID
+    at: dt.datetime
     kind: EventKind
     sequence: int | None
     generation: str | None
@@ -51,6 +52,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     secret: int
     model: str
     size: str
+    quality: str
     n: int
     provider: str
     day: dt.date
@@ -66,10 +68,10 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     latency_ms: int
     reason: str
 
-    @property
-    def at(self) -> dt.datetime:
-        """When the call came in: the milliseconds at the head of its UUIDv7."""
-        return EPOCH + dt.timedelta(milliseconds=self.request_id.int >> 80)
+
+def moment_of(request_id: uuid.UUID) -> dt.datetime:
+    """When a call came in: the milliseconds at the head of its UUIDv7. Raises OverflowError beyond the year 9999."""
+    return EPOCH + dt.timedelta(milliseconds=request_id.int >> 80)
 
 
 class _Call(msgspec.Struct, gc=False):
@@ -85,6 +87,7 @@ class _Call(msgspec.Struct, gc=False):
     day: dt.date
     address: str = ""
     agent: str = ""
+    quality: Annotated[str, msgspec.Meta(max_length=100)] = ""  # events from before there was any have none
 
 
 class _Version(msgspec.Struct):
@@ -134,7 +137,6 @@ def _version_of(fields: Mapping[bytes, bytes]) -> int:
 def _checked(fields: Mapping[bytes, bytes]) -> UsageEvent:
     try:
         event = _event(fields)
-        event.at  # noqa: B018 - 48 bits of milliseconds reach beyond the year 9999, which no timestamp does
     except BadEventError:
         raise
     except KeyError as exc:
@@ -160,6 +162,7 @@ def _event(fields: Mapping[bytes, bytes]) -> UsageEvent:
     reported = result.reported
     return UsageEvent(
         request_id=request_id,
+        at=moment_of(request_id),
         kind=kind,
         sequence=_sequence(sequence) if sequence else None,
         generation=_text(fields[b"generation"].decode()) if sequence else None,
@@ -169,6 +172,7 @@ def _event(fields: Mapping[bytes, bytes]) -> UsageEvent:
         secret=call.secret,
         model=_text(call.model),
         size=_text(call.size),
+        quality=_text(call.quality),
         n=call.n,
         provider=_text(call.provider),
         day=call.day,

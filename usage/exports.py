@@ -52,6 +52,17 @@ def plain(amount: Decimal) -> str:
     return f"{whole}.{places.rstrip('0').ljust(2, '0')}"
 
 
+def separated(amount: Decimal) -> str:
+    """An amount for people, with all its digits and thousands separators: 1,234.50, −0.000418."""
+    whole, _, places = plain(amount.copy_abs()).partition(".")
+    return f"{'−' if amount < 0 else ''}{int(whole):,}.{places}"
+
+
+def signed(count: int) -> str:
+    """A count for people: 1,234, −5."""
+    return f"{count:,}".replace("-", "−")
+
+
 def _line(row: Iterable[object]) -> str:
     return ",".join(map(_cell, row)) + "\r\n"
 
@@ -121,7 +132,8 @@ def _in_sql(path: str, field: "models.Field[Any, Any]") -> Any:
         return Func(F(path), template=MOMENT, output_field=models.TextField())
     if isinstance(field, (models.CharField, models.TextField)):
         apostrophe = Case(When(**{f"{path}__regex": STARTS}, then=Value("'")), default=Value(""))
-        within = Func(F(path), Value(GOES_ON), Value(r"\&'"), Value("g"), function="regexp_replace")
+        parts = (F(path), Value(GOES_ON), Value(r"\&'"), Value("g"))
+        within = Func(*parts, function="regexp_replace", output_field=models.TextField())
         guarded = Concat(apostrophe, within, output_field=models.TextField())
         return Case(When(**{f"{path}__regex": SUSPECT}, then=guarded), default=F(path), output_field=models.TextField())
     if isinstance(field, (models.IntegerField, models.ForeignKey, models.DateField, models.UUIDField)):

@@ -140,7 +140,7 @@ def rebuild(client: redis.Redis, generation: str) -> None:
             pass
         books = _books(client)
         _delete_counters(client)
-        for tenant in Tenant.objects.all():
+        for tenant in counters.counted(time.time()):
             _load_counters(client, tenant)
             _load_rates(client, tenant)
         _note_name(generation.partition(":")[0])

@@ -14,7 +14,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from usage.events import UsageEvent
-from usage.models import Kind, Price
+from usage.models import Kind, Unpriced
+from usage.prices import Listed, Tokens
 
 Number = TypeVar("Number", int, Decimal)
 
@@ -30,6 +31,7 @@ class Figures(NamedTuple):
     reported_tokens: int | None
     charged_tokens: int
     cost: Decimal | None
+    provider_cost: Decimal | None
 
 
 class Booking(NamedTuple):
@@ -41,7 +43,9 @@ class Booking(NamedTuple):
     input_tokens: int = 0
     output_tokens: int = 0
     cost: Decimal = Decimal(0)
+    provider_cost: Decimal = Decimal(0)
     unpriced_requests: int = 0
+    uncosted_requests: int = 0
     unresolved_requests: int = 0
     unresolved_images: int = 0
     unresolved_tokens: int = 0
@@ -52,16 +56,26 @@ NOTHING = Booking()
 
 
 class Pricing(NamedTuple):
-    """The price that a row was charged at; all None and "" when there was none."""
+    """The price that a row was charged at.
 
-    per_image: Decimal | None
-    per_million_tokens: Decimal | None
-    currency: str
+    Where it isn't known what the call costs, `unpriced` says why and nothing else is said but which price there was.
+    """
+
+    price: int | None = None
+    per_image: Decimal | None = None
+    per_million_input: Decimal | None = None
+    per_million_output: Decimal | None = None
+    currency: str = ""
+    unpriced: str = ""
 
     @classmethod
-    def of(cls, price: Price | None) -> "Pricing":
+    def of(cls, price: Listed | None) -> "Pricing":
         """A price from the list, or its absence."""
-        return cls(None, None, "") if price is None else cls(price.per_image, price.per_million_tokens, price.currency)
+        return cls() if price is None else cls(price.id, *price.shown, price.currency)
+
+
+UNPRICED = Pricing(unpriced=str(Unpriced.NO_PRICE))
+FREE = Decimal(0)
 
 
 class Account(NamedTuple):
@@ -99,6 +113,7 @@ class Written:
 
     account: Account
     size: str
+    quality: str
     day: dt.date
     n: int
     number: int  # of its newest row
@@ -113,12 +128,27 @@ def by_call(events: Iterable[UsageEvent]) -> dict[uuid.UUID, list[UsageEvent]]:
     return calls
 
 
-def state_of(event: UsageEvent, price: Price | None) -> State:
-    """The state that an event leaves its call in. A void call costs nothing, priced or not."""
-    unpriced = Decimal(0) if event.kind == "void" else None
-    cost = price.cost(event.images, event.charged) if price else unpriced
-    figures = Figures(event.images, event.input_tokens, event.output_tokens, event.reported, event.charged, cost)
-    return State(event.kind, figures, Pricing.of(price))
+def state_of(event: UsageEvent, price: Listed | None) -> State:
+    """The state that an event leaves its call in. A void call costs nothing, priced or not.
+
+    Nothing of a call is in any amount unless it is known what it costs, nor what the provider asks for it.
+    """
+    pricing, cost, asked = _charge(event, price)
+    told = event.images, event.input_tokens, event.output_tokens, event.reported, event.charged
+    return State(event.kind, Figures(*told, cost, asked), pricing)
+
+
+def _charge(event: UsageEvent, price: Listed | None) -> tuple[Pricing, Decimal | None, Decimal | None]:
+    """The price of an event's call, what it costs, and what the provider asks for it."""
+    if event.kind == "void":
+        return Pricing.of(price), FREE, FREE
+    if price is None:
+        return UNPRICED, None, None
+    tokens = Tokens(event.charged, event.input_tokens, event.output_tokens)
+    cost = price.sells.amount(event.images, tokens)
+    if cost is None:
+        return Pricing(price.id, unpriced=str(Unpriced.SPLIT_UNKNOWN)), None, None
+    return Pricing.of(price), cost, price.asks.amount(event.images, tokens) if price.asks else None
 
 
 def difference(after: Figures, before: Figures) -> Figures:
@@ -129,8 +159,9 @@ def difference(after: Figures, before: Figures) -> Figures:
         output_tokens=_less(after.output_tokens, before.output_tokens),
         reported_tokens=_less(after.reported_tokens, before.reported_tokens),
         charged_tokens=after.charged_tokens - before.charged_tokens,
-        # Unknown stays unknown: before it stood nothing, as a call with a price keeps it.
+        # What isn't known stays unknown, rather than taking back what was.
         cost=None if after.cost is None else _less(after.cost, before.cost),
+        provider_cost=None if after.provider_cost is None else _less(after.provider_cost, before.provider_cost),
     )
 
 
@@ -155,8 +186,10 @@ def booking(state: State) -> Booking:
         charged_tokens=figures.charged_tokens,
         input_tokens=figures.input_tokens or 0,
         output_tokens=figures.output_tokens or 0,
-        cost=figures.cost or NOTHING.cost,
+        cost=figures.cost or FREE,
+        provider_cost=figures.provider_cost or FREE,
         unpriced_requests=1 if figures.cost is None else 0,
+        uncosted_requests=1 if figures.provider_cost is None else 0,
     )
 
 

@@ -4,23 +4,31 @@ Only usage.ledger writes UsageRecord, EventReceipt and DailyUsage. Their figures
 one request id sum to what is known about it now, and the rollups of a day sum the ledger rows booked on that day.
 """
 
-import re
 from decimal import Decimal
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.conf import settings
-from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.utils.timezone import now
 
 from tokens.models import Membership, ProxyToken, Tenant
-from tokens.validators import validate_model_name
+from usage.alarmrow import Alarm as Alarm
+from usage.alertrows import Alert as Alert
+from usage.alertrows import AlertDelivery as AlertDelivery
+from usage.alertrows import AlertSetting as AlertSetting
+from usage.alertrows import Webhook as Webhook
+from usage.pricerow import PRICE_DIGITS, PRICE_PLACES
+from usage.pricerow import Price as Price
+from usage.reportrows import ExportJob as ExportJob
+from usage.reportrows import ReportSending as ReportSending
+from usage.reportrows import SavedReport as SavedReport
+from usage.statementrows import Statement as Statement
+from usage.statementrows import StatementFile as StatementFile
+from usage.statementrows import StatementPiece as StatementPiece
 
-# Eight places for a price; tokens are priced by the million (six more), so fourteen hold any cost without rounding.
-PRICE_PLACES = 8
+# Tokens are priced by the million, which adds six places to a price's eight: fourteen hold any cost without rounding.
 COST_PLACES = 14
 COST_DIGITS = 30
-STORE_UUID = re.compile(r" [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Kind(models.TextChoices):
@@ -42,6 +50,21 @@ class Provenance(models.TextChoices):
     DECIDED = "decided", "Decided by a person"
 
 
+class Unpriced(models.TextChoices):
+    """Why what a call costs isn't known."""
+
+    NO_PRICE = "no_price", "There was no price"
+    SPLIT_UNKNOWN = "split_unknown", "Input and output tokens have prices of their own, and only their sum is known"
+
+
+def _price(help_text: str = "") -> "models.DecimalField[Any, Any]":
+    return models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=PRICE_PLACES, null=True, help_text=help_text)
+
+
+def _cost(help_text: str) -> "models.DecimalField[Any, Any]":
+    return models.DecimalField(max_digits=COST_DIGITS, decimal_places=COST_PLACES, null=True, help_text=help_text)
+
+
 class UsageRecord(models.Model):
     """One row of the ledger; append-only, which the database enforces.
 
@@ -61,6 +84,7 @@ class UsageRecord(models.Model):
     token = models.ForeignKey(ProxyToken, on_delete=models.PROTECT, db_constraint=False, related_name="+")
     model = models.CharField()
     size = models.CharField(blank=True)
+    quality = models.CharField(blank=True, help_text="That the provider was asked for. Empty: its own choice.")
     n = models.PositiveIntegerField("images asked for")
     images = models.IntegerField("images delivered")
     input_tokens = models.BigIntegerField(null=True)
@@ -68,12 +92,16 @@ class UsageRecord(models.Model):
     reported_tokens = models.BigIntegerField(null=True, help_text="As the provider said. Empty: it said nothing.")
     charged_tokens = models.BigIntegerField()
     provenance = models.CharField(choices=Provenance)
-    price_per_image = models.DecimalField(max_digits=18, decimal_places=PRICE_PLACES, null=True)
-    price_per_million_tokens = models.DecimalField(max_digits=18, decimal_places=PRICE_PLACES, null=True)
-    cost = models.DecimalField(
-        max_digits=COST_DIGITS, decimal_places=COST_PLACES, null=True, help_text="Empty: there was no price."
+    cost = _cost("Empty: it isn't known.")
+    provider_cost = _cost("What the provider asks for it. Empty: it isn't known.")
+    price = models.ForeignKey(
+        Price, on_delete=models.DO_NOTHING, null=True, db_constraint=False, db_index=False, related_name="+"
     )
-    currency = models.CharField(blank=True)
+    price_per_image = _price()
+    price_per_million_input = _price()
+    price_per_million_output = _price()
+    currency = models.CharField(blank=True, help_text="Empty: what it costs isn't known.")
+    unpriced = models.CharField(choices=Unpriced, blank=True, help_text="Why what it costs isn't known.")
     day = models.DateField(help_text="The tenant's day on which the call was admitted.")
     booked_day = models.DateField(help_text="The tenant's day on which this row counts in reports.")
     provider = models.CharField(blank=True)
@@ -134,11 +162,14 @@ class EventReceipt(models.Model):
 
 
 class DailyUsage(models.Model):
-    """What a token used of a model on one booked day, in one currency ("" where there was no price).
+    """What a token used of a model on one booked day, in one currency ("" where what it costs isn't known).
 
-    Figures of calls that ended exactly are to be invoiced. Unresolved ones are held apart, at their estimates, and
-    are not. When one is resolved on a later day, that day takes it back: its unresolved figures may be negative, and
-    no closed day changes.
+    `unpriced_requests` are those whose cost, `uncosted_requests` those whose provider's cost isn't known: neither is in
+    the sums, and the former are among the latter.
+
+    Figures of calls that ended exactly are to be invoiced. Unresolved ones are held apart, at their estimates, and are
+    not. When one is resolved on a later day, that day takes it back: its unresolved figures may be negative, and no
+    closed day changes.
     """
 
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, db_index=False, related_name="+")
@@ -153,7 +184,9 @@ class DailyUsage(models.Model):
     input_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
     cost = models.DecimalField(max_digits=COST_DIGITS, decimal_places=COST_PLACES, default=Decimal(0))
+    provider_cost = models.DecimalField(max_digits=COST_DIGITS, decimal_places=COST_PLACES, default=Decimal(0))
     unpriced_requests = models.BigIntegerField(default=0)
+    uncosted_requests = models.BigIntegerField(default=0)
     unresolved_requests = models.BigIntegerField(default=0)
     unresolved_images = models.BigIntegerField(default=0)
     unresolved_tokens = models.BigIntegerField(default=0)
@@ -171,50 +204,6 @@ class DailyUsage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.booked_day} token {self.token_id} {self.model}"
-
-
-class Price(models.Model):
-    """What a model costs from a day on: images and tokens each have their price, both count.
-
-    The price of a call is the newest one whose `valid_from` is not after the call's day (the tenant's); one for the
-    call's size goes before one for any size. A ledger row keeps the price that it was charged at.
-    """
-
-    model = models.CharField(
-        max_length=100, validators=[validate_model_name], help_text="The model's name, as in the list of models."
-    )
-    size = models.CharField(max_length=16, blank=True, help_text="Such as 1024x1024. Empty: any size.")
-    per_image = models.DecimalField(
-        "an image", max_digits=18, decimal_places=PRICE_PLACES, default=Decimal(0), validators=[MinValueValidator(0)]
-    )
-    per_million_tokens = models.DecimalField(
-        "a million tokens",
-        max_digits=18,
-        decimal_places=PRICE_PLACES,
-        default=Decimal(0),
-        validators=[MinValueValidator(0)],
-    )
-    currency = models.CharField(
-        max_length=3, validators=[RegexValidator(r"^[A-Z]{3}$", "Three capital letters, such as EUR (ISO 4217).")]
-    )
-    valid_from = models.DateField(help_text="The first day it holds. Calls already in the books keep their price.")
-    created_at = models.DateTimeField(default=now, editable=False)
-
-    class Meta:
-        ordering = ["model", "size", "-valid_from"]
-        constraints = [
-            models.UniqueConstraint(fields=["model", "size", "valid_from"], name="one_price_per_model_size_and_day"),
-            models.CheckConstraint(
-                condition=models.Q(per_image__gte=0, per_million_tokens__gte=0), name="price_is_not_negative"
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.model} {self.size or 'any size'} from {self.valid_from}"
-
-    def cost(self, images: int, tokens: int) -> Decimal:
-        """What that many delivered images and charged tokens cost, in `currency`, exact (never rounded)."""
-        return images * self.per_image + (tokens * self.per_million_tokens).scaleb(-6)
 
 
 class QuarantinedEvent(models.Model):
@@ -263,37 +252,3 @@ class SequenceCheck(models.Model):
 
     def __str__(self) -> str:
         return f"tenant {self.tenant_id} through {self.through}"
-
-
-class Alarm(models.Model):
-    """Something that a person must look at. It stays open until what raised it is found to be right again."""
-
-    kind = models.CharField(max_length=40, help_text="A short name, such as sequence_gap.")
-    subject = models.CharField(max_length=200, blank=True, help_text="What it is about, such as a tenant.")
-    message = models.TextField()
-    opened_at = models.DateTimeField(default=now)
-    seen_at = models.DateTimeField(default=now, help_text="When it was last found to be so.")
-    mailed_at = models.DateTimeField(null=True, blank=True)
-    closed_at = models.DateTimeField(null=True, blank=True)
-
-    class Meta:
-        ordering = ["-id"]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["kind", "subject"], condition=models.Q(closed_at=None), name="one_open_alarm_of_a_kind"
-            )
-        ]
-
-    def __str__(self) -> str:
-        about = self.about
-        return f"{self.kind_in_words}: {about}" if about else self.kind_in_words
-
-    @property
-    def kind_in_words(self) -> str:
-        """Such as "Sequence gap"."""
-        return self.kind.replace("_", " ").capitalize()
-
-    @property
-    def about(self) -> str:
-        """The subject for people: without a uuid of the store's, which only tells two subjects apart."""
-        return STORE_UUID.sub("", self.subject)

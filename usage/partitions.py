@@ -21,11 +21,14 @@ EXISTS = """
 SELECT EXISTS (SELECT FROM pg_class WHERE relname = %s AND relnamespace = current_schema()::regnamespace)
 """
 
-# TRUNCATE fires the trigger of the table it names only, so each partition has its own; triggers for rows are inherited.
+# A statement's triggers fire for the table that it names only, so each partition has its own; those of rows are
+# inherited.
 PARTITION = """
 CREATE TABLE {name} PARTITION OF usage_record FOR VALUES FROM ('{start}') TO ('{end}');
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON {name}
     FOR EACH STATEMENT EXECUTE FUNCTION usage_record_append_only();
+CREATE TRIGGER closed_inserted AFTER INSERT ON {name} REFERENCING NEW TABLE AS touched
+    FOR EACH STATEMENT EXECUTE FUNCTION usage_month_closed();
 """
 
 

@@ -9,6 +9,7 @@ in the books and in the store. A charge that a person decided stays.
 """
 
 import csv
+import datetime as dt
 import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +19,13 @@ from typing import Any, Literal
 import msgspec
 import redis
 from django.conf import settings
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.db.models import QuerySet
 
 from config.redis import store
+from tokens import audit
 from tokens.admission import keys
 from tokens.admission.settlement import Ending
+from tokens.audit import Change, Subject, Verb
 from tokens.errors import Refused
 from tokens.models import User
 from usage import ledger, unsettled
@@ -74,7 +76,7 @@ class Result:
 def resolve(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str) -> Result:
     """Resolve calls by their request ids; those that can't be are in the result, and keep no other from it.
 
-    A user is noted in the admin's history, too. Raises Refused without a reason, and django.db.OperationalError when
+    The audit trail tells of each. Raises Refused without a reason, and django.db.OperationalError when
     the database is out of reach: calls may then be resolved already, and trying again leaves those as they are.
     """
     result = Result()
@@ -82,22 +84,29 @@ def resolve(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str) ->
     return result
 
 
-def _resolve(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str, result: Result) -> None:
+def _resolve(
+    rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str, result: Result, on_day: dt.date | None = None
+) -> None:
     if not reason.strip():
         raise Refused("Say why: a decision needs a reason.")
     ids = sorted(rulings)
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
-        _resolve_batch({request_id: rulings[request_id] for request_id in batch}, reason, by, result)
+        _resolve_batch({request_id: rulings[request_id] for request_id in batch}, reason, by, result, on_day)
 
 
-def resolve_matching(calls: QuerySet[UsageRecord], ruling: Ruling, reason: str, by: User | str) -> Result:
-    """Resolve all calls of a query of unresolved ones, in the order of their request ids, some hundred at a time."""
+def resolve_matching(
+    calls: QuerySet[UsageRecord], ruling: Ruling, reason: str, by: User | str, on_day: dt.date | None = None
+) -> Result:
+    """Resolve all calls of a query of unresolved ones, in the order of their request ids, some hundred at a time.
+
+    The decisions are booked on `on_day`, otherwise today.
+    """
     result = Result()
     last = uuid.UUID(int=0)
     while ids := list(_ids(calls.filter(request_id__gt=last))[:BATCH]):
         last = ids[-1]
-        _resolve(dict.fromkeys(ids, ruling), reason, by, result)
+        _resolve(dict.fromkeys(ids, ruling), reason, by, result, on_day)
     return result
 
 
@@ -131,7 +140,9 @@ def _ids(calls: QuerySet[UsageRecord]) -> QuerySet[UsageRecord, uuid.UUID]:
     return calls.order_by("request_id").values_list("request_id", flat=True)
 
 
-def _resolve_batch(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str, result: Result) -> None:
+def _resolve_batch(
+    rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | str, result: Result, on_day: dt.date | None
+) -> None:
     calls = _open_calls(rulings, result)
     text = f"resolved by {by}: {' '.join(reason.split())}"[:REASON_CHARACTERS]
     endings = {request_id: _ending(call, rulings[request_id], text) for request_id, call in calls.items()}
@@ -140,15 +151,29 @@ def _resolve_batch(rulings: Mapping[uuid.UUID, Ruling], reason: str, by: User | 
     def note(written: Sequence[UsageEvent]) -> None:
         done.extend(event.request_id for event in written)
         unsettled.keep([endings[request_id] for request_id in done])
-        if isinstance(by, User):
-            rows: Any = [calls[request_id] for request_id in done]
-            LogEntry.objects.log_actions(by.pk, rows, CHANGE, f"Resolved: {reason}"[:REASON_CHARACTERS])
+        told = [(subject_of(calls[request_id]), _decided(endings[request_id])) for request_id in done]
+        audit.note_many(Verb.RESOLVED, told, " ".join(reason.split()))
 
     if endings:
-        ledger.write([_event(ending) for ending in endings.values()], note, only_unresolved=True)
+        events = [_event(ending) for ending in endings.values()]
+        ledger.write(events, note, only_unresolved=True, corrections_on=on_day)
     result.refused |= dict.fromkeys(endings.keys() - set(done), MEANWHILE)
     result.resolved += [calls[request_id] for request_id in done]
     result.waiting += _tell_store([endings[request_id] for request_id in done], result)
+
+
+def subject_of(call: UsageRecord) -> Subject:
+    """A call as the audit trail knows it: by its request id, whichever row of it is looked at."""
+    number = str(call.request_id)
+    return Subject(UsageRecord._meta.label_lower, number, number, call.tenant_id)
+
+
+def _decided(ending: Ending) -> list[Change]:
+    return [
+        ("outcome", str(Kind.UNRESOLVED.label), str(Kind(ending.kind).label)),
+        ("images", "", str(ending.images)),
+        ("tokens", "", str(ending.tokens)),
+    ]
 
 
 def _open_calls(rulings: Mapping[uuid.UUID, Ruling], result: Result) -> dict[uuid.UUID, UsageRecord]:
@@ -224,7 +249,8 @@ def _ending(row: UsageRecord, ruling: Ruling, reason: str) -> Ending:
         "actual": (row.n if ruling.images is None else ruling.images, ruling.tokens),
     }[ruling.outcome]
     call: dict[str, Any] = {"v": 1, "tenant": row.tenant_id, "member": row.member_id, "token": row.token_id}
-    call |= {"secret": NO_SECRET, "model": row.model, "size": row.size, "n": row.n, "provider": row.provider}
+    call |= {"secret": NO_SECRET, "model": row.model, "size": row.size, "quality": row.quality}
+    call |= {"n": row.n, "provider": row.provider}
     result: dict[str, Any] = {"images": images, "input": None, "output": None, "reported": None, "charged": tokens}
     result |= {"provenance": "decided", "provider_request_id": row.provider_request_id}
     result |= {"latency_ms": row.latency_ms, "reason": reason}

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.db import DataError, IntegrityError, transaction
 from django.utils.timezone import now
 
+from tokens import audit
+from tokens.audit import Verb
 from tokens.errors import Refused
 from tokens.models import User
 from usage import ledger
@@ -33,7 +34,7 @@ def retry(entry: QuarantinedEvent, by: User | str) -> None:
         error, message = type(exc).__name__, str(exc).partition("\n")[0]
         QuarantinedEvent.objects.filter(pk=entry.pk).update(error=error, message=message)
         raise Refused(f"It can't be booked now either: {message}") from exc
-    _close(entry, BOOKED, by)
+    _close(entry, BOOKED, by, Verb.BOOKED)
 
 
 def set_aside(entry: QuarantinedEvent, reason: str, by: User | str) -> None:
@@ -41,7 +42,7 @@ def set_aside(entry: QuarantinedEvent, reason: str, by: User | str) -> None:
     if not reason.strip():
         raise Refused("Say why: setting usage aside needs a reason.")
     _require_open(entry)
-    _close(entry, f"set aside: {' '.join(reason.split())}", by)
+    _close(entry, f"set aside: {' '.join(reason.split())}", by, Verb.SET_ASIDE, reason)
 
 
 def read(raw: Mapping[str, Any]) -> UsageEvent:
@@ -61,7 +62,7 @@ def _require_open(entry: QuarantinedEvent) -> None:
         raise Refused(f"It was dealt with already: {entry.resolution}.")
 
 
-def _close(entry: QuarantinedEvent, resolution: str, by: User | str) -> None:
+def _close(entry: QuarantinedEvent, resolution: str, by: User | str, verb: str, reason: str = "") -> None:
     user = by if isinstance(by, User) else None
     with transaction.atomic():
         changed = QuarantinedEvent.objects.filter(pk=entry.pk, resolved_at=None).update(
@@ -69,6 +70,4 @@ def _close(entry: QuarantinedEvent, resolution: str, by: User | str) -> None:
         )
         if not changed:
             raise Refused("Somebody else dealt with it meanwhile.")
-        if user:
-            rows: Any = [entry]
-            LogEntry.objects.log_actions(user.pk, rows, CHANGE, resolution.capitalize())
+        audit.note(verb, entry, reason=reason)

@@ -30,6 +30,7 @@ RECORD_COLUMNS = {
     "token_id": "bigint",
     "model": "text",
     "size": "text",
+    "quality": "text",
     "n": "integer",
     "images": "integer",
     "input_tokens": "bigint",
@@ -37,10 +38,14 @@ RECORD_COLUMNS = {
     "reported_tokens": "bigint",
     "charged_tokens": "bigint",
     "provenance": "text",
-    "price_per_image": "numeric",
-    "price_per_million_tokens": "numeric",
     "cost": "numeric",
+    "provider_cost": "numeric",
+    "price_id": "bigint",
+    "price_per_image": "numeric",
+    "price_per_million_input": "numeric",
+    "price_per_million_output": "numeric",
     "currency": "text",
+    "unpriced": "text",
     "day": "date",
     "booked_day": "date",
     "provider": "text",
@@ -58,7 +63,7 @@ ROLLUP_COLUMNS = {
     "token_id": "bigint",
     "model": "text",
     "currency": "text",
-    **{name: "numeric" if name == "cost" else "bigint" for name in Booking._fields},
+    **{name: "numeric" if name.endswith("cost") else "bigint" for name in Booking._fields},
 }
 
 
@@ -92,10 +97,11 @@ LOCK_PRIMARIES = (
     " ORDER BY request_id FOR UPDATE"
 )
 READ_CALLS = """
-SELECT request_id, number, outcome, tenant_id, member_id, token_id, model, size, day, n,
+SELECT request_id, number, outcome, tenant_id, member_id, token_id, model, size, quality, day, n,
        sum(images) OVER call, sum(input_tokens) OVER call, sum(output_tokens) OVER call,
        sum(reported_tokens) OVER call, sum(charged_tokens) OVER call, sum(cost) OVER call,
-       price_per_image, price_per_million_tokens, currency
+       sum(provider_cost) OVER call, price_id, price_per_image, price_per_million_input, price_per_million_output,
+       currency, unpriced
 FROM usage_record WHERE request_id = ANY(%s::uuid[])
 WINDOW call AS (PARTITION BY request_id ORDER BY number)
 ORDER BY request_id, number
@@ -117,6 +123,7 @@ WITH newer AS (
 UPDATE {Secret._meta.db_table} s
 SET last_used_at = newer.at, last_used_from = newer.address, last_used_by = newer.agent
 FROM newer WHERE s.id = newer.id
+RETURNING s.id, s.accepted_until IS NOT NULL
 """  # noqa: S608 - constants
 
 
@@ -150,11 +157,11 @@ def lock_calls(request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Written]:
         cursor.execute(READ_CALLS, [list(request_ids)])
         rows = cursor.fetchall()
     calls: dict[uuid.UUID, Written] = {}
-    for request_id, number, outcome, tenant, member, token, model, size, day, n, *rest in rows:
-        images, read, drawn, reported, charged, cost, *pricing = rest  # sums of bigint come as Decimal
-        figures = Figures(int(images), _whole(read), _whole(drawn), _whole(reported), int(charged), cost)
+    for request_id, number, outcome, tenant, member, token, model, size, quality, day, n, *rest in rows:
+        images, read, drawn, reported, charged, cost, asked, *pricing = rest  # sums of bigint come as Decimal
+        figures = Figures(int(images), _whole(read), _whole(drawn), _whole(reported), int(charged), cost, asked)
         state = State(outcome, figures, Pricing(*pricing))
-        calls[request_id] = Written(Account(tenant, member, token, model), size, day, n, number, state)
+        calls[request_id] = Written(Account(tenant, member, token, model), size, quality, day, n, number, state)
     return calls
 
 
@@ -165,10 +172,14 @@ def add_to_rollups(changes: Sequence[tuple[RollupKey, Booking]]) -> None:
             cursor.execute(ADD_TO_ROLLUPS, _arrays(ROLLUP_COLUMNS, [(*key, *booking) for key, booking in changes]))
 
 
-def touch_secrets(uses: Sequence[tuple[int, dt.datetime, str | None, str]]) -> None:
-    """Note when, from which address and by what each secret was last used, where that is news."""
+def touch_secrets(uses: Sequence[tuple[int, dt.datetime, str | None, str]]) -> set[int]:
+    """Note when, from which address and by what each secret was last used, where that is news.
+
+    Returns those of them that a rotation has replaced.
+    """
     with connection.cursor() as cursor:
         cursor.execute(TOUCH_SECRETS, [list(column) for column in zip(*uses, strict=True)])
+        return {secret for secret, old in cursor.fetchall() if old}
 
 
 def _whole(number: Decimal | None) -> int | None:
@@ -193,7 +204,11 @@ def _arrays(columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[s
     arrays = []
     for kind, values in zip(columns.values(), zip(*rows, strict=True), strict=True):
         write = WRITERS.get(kind, str)
-        arrays.append("{" + ",".join(["NULL" if value is None else write(value) for value in values]) + "}")
+        if kind in REPEATED:  # each is written once
+            written = {value: "NULL" if value is None else write(value) for value in set(values)}
+            arrays.append("{" + ",".join([written[value] for value in values]) + "}")
+        else:
+            arrays.append("{" + ",".join(["NULL" if value is None else write(value) for value in values]) + "}")
     return arrays
 
 
@@ -201,4 +216,5 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+REPEATED = {"text", "date", "numeric"}  # a batch has few different texts, days and amounts
 WRITERS: dict[str, Callable[[Any], str]] = {"text": _quoted, "uuid": operator.attrgetter("hex")}

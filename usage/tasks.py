@@ -10,7 +10,21 @@ from django.db import OperationalError
 from config.celery import app
 from config.workerhealth import part
 from tokens.admission.connection import StoreUnavailable
-from usage import alarmchecks, alarms, drain, expiry, gaps, guardian, partitions, reconciliation, unsettled
+from usage import (
+    alarmchecks,
+    alarms,
+    drain,
+    expiry,
+    exportjobs,
+    gaps,
+    guardian,
+    keeping,
+    partitions,
+    reconciliation,
+    reportmails,
+    unsettled,
+)
+from usage.alerting import delivering, quotas
 
 logger = logging.getLogger(__name__)
 
@@ -93,3 +107,53 @@ def create_partitions() -> None:
     """Create the ledger's partitions for this month and the next three."""
     for name in partitions.create_partitions(dt.datetime.now(dt.UTC).date()):
         logger.info("Created the partition %s", name)
+
+
+@app.task(name="usage.check_quotas")
+def check_quotas() -> None:
+    """Find the quotas that have reached a threshold, for whoever wants to be told."""
+    try:
+        quotas.check()
+        quotas.forget_old()
+    except (OperationalError, redis.RedisError) as exc:
+        logger.warning("Quotas can't be checked: a server is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.send_alerts")
+def send_alerts() -> None:
+    """Send the quota alerts that are due."""
+    try:
+        delivering.send_due()
+    except OperationalError as exc:
+        logger.warning("Quota alerts wait: PostgreSQL is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.make_exports")
+def make_exports() -> None:
+    """Make the large export that has waited the longest; with none waiting, the files of a large statement."""
+    try:
+        if not exportjobs.run_one():
+            with exportjobs.alone() as mine:
+                if mine:
+                    keeping.keep_one()
+    except OperationalError as exc:
+        logger.warning("Exports wait: PostgreSQL is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.send_reports")
+def send_reports() -> None:
+    """Mail the saved reports that are due; while an export is being made they wait, so that one worker stays free."""
+    try:
+        reportmails.note_due()
+        with exportjobs.alone() as mine:
+            while mine and reportmails.send_one():
+                pass
+    except OperationalError as exc:
+        logger.warning("Saved reports wait: PostgreSQL is out of reach (%s)", type(exc).__name__)
+
+
+@app.task(name="usage.delete_old_exports")
+def delete_old_exports() -> None:
+    """Delete files of exports after a week, and what is known of old exports and sendings."""
+    exportjobs.delete_old()
+    reportmails.delete_old()

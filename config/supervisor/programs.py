@@ -51,7 +51,8 @@ def drain_seconds(environment: Mapping[str, str]) -> float:
 
 def worker(data: Path, environment: Mapping[str, str], port: int) -> Program:
     """One Celery worker, with the scheduler inside; its health is on `port` unless `WORKER_PORT` names another."""
-    options = ["--beat", "--schedule", str(data / "celerybeat-schedule"), "--loglevel", "INFO", "--concurrency", "2"]
+    # Of three processes one may be making an export for minutes, and one be at another long task.
+    options = ["--beat", "--schedule", str(data / "celerybeat-schedule"), "--loglevel", "INFO", "--concurrency", "3"]
     options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     environment = {**environment, "WORKER_PORT": environment.get("WORKER_PORT") or str(port)}
     return _python("worker", data, environment, "-m", "celery", "-A", "config", "worker", *options)

@@ -8,6 +8,22 @@ from urllib.parse import urlsplit
 from config.supervisor import secretfiles
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
+# What `manage.py` obeys as well: the mail that it sends, the webhook that it takes and the month that it closes are to
+# be what the stack's own processes would make of them.
+FOR_COMMANDS = (
+    "ALARM_EMAILS",
+    "CACHE_URL",
+    "EMAIL_FROM",
+    "EMAIL_URL",
+    "EXPORT_ROOT",
+    "IMAGE_ROOT",
+    "ISSUER",
+    "LEASE_MARGIN",
+    "SHARDS",
+    "SPOOL_ROOT",
+    "UPSTREAM_DEADLINE",
+    "WEBHOOK_NETWORKS",
+)
 SECRET_FILES = {
     "SECRET_KEY_FILE": "secret_key",
     "TOKEN_PEPPERS_FILE": "token_peppers",
@@ -45,7 +61,7 @@ def for_run_file(data: Path, port: int, servers: Mapping[str, str]) -> dict[str,
         "STATIC_ROOT": str(data / "static"),  # where the web server is told to look
         "PROMETHEUS_MULTIPROC_DIR": str(data / "metrics"),
     }
-    for name in ("DATABASE_URL", "REDIS_URL"):
+    for name in ("DATABASE_URL", "REDIS_URL", *FOR_COMMANDS):
         brought = {key: os.environ[key] for key in (name, f"{name}_FILE") if os.environ.get(key)}
         variables |= {} if name in servers else brought
     return variables

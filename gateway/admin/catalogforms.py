@@ -13,7 +13,7 @@ from django.utils.formats import date_format
 from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
-from gateway.encryption import encrypt
+from config.encryption import encrypt
 from gateway.models import Model, ModelSize, Provider, ProviderKey, authority, validate_base_url
 from gateway.providers import MOVED, drop_former_keys, make_default, set_sizes, usual_sizes
 
@@ -111,7 +111,7 @@ class CatalogModelForm(ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Model
-        fields = ("name", "provider", "upstream_name", "answer_form", "prompt_limit", "default", "active")
+        fields = ("name", "provider", "upstream_name", "answer_form", "quality", "prompt_limit", "default", "active")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.db.models import Max, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.formats import date_format
-from unfold.admin import ModelAdmin, StackedInline, TabularInline
+from unfold.admin import StackedInline, TabularInline
 from unfold.contrib.filters.admin import RelatedDropdownFilter
 from unfold.decorators import display
 
@@ -19,6 +19,7 @@ from gateway.admin.catalogforms import (
     save_model,
 )
 from gateway.models import Model, ModelSize, Provider, ProviderKey
+from tokens.admin.scoping import OwnRows
 
 
 class KeyInline(TabularInline):
@@ -29,6 +30,7 @@ class KeyInline(TabularInline):
     formset = KeyFormSet
     fields = ("label", "key", "active")
     extra = 0
+    hide_title = True
     verbose_name = "key"
     verbose_name_plural = "keys (the newest active one is used)"
 
@@ -53,7 +55,7 @@ class OfferedModelInline(StackedInline):
 
 
 @admin.register(Provider)
-class ProviderAdmin(ModelAdmin):
+class ProviderAdmin(OwnRows):
     """Providers, with keys and models in the same form."""
 
     list_display = ("name", "base_url", "active", "key_state", "offers")
@@ -89,12 +91,13 @@ class SizeInline(TabularInline):
 
     model = ModelSize
     extra = 0
+    hide_title = True
     verbose_name = "size"
     verbose_name_plural = "sizes, each with the most tokens that one image of it can cost"
 
 
 @admin.register(Model)
-class ModelPage(ModelAdmin):
+class ModelPage(OwnRows):
     """Models, with their sizes and upper bounds."""
 
     form = CatalogModelForm
@@ -110,7 +113,7 @@ class ModelPage(ModelAdmin):
                 "fields": (
                     ("name", "provider"),
                     ("upstream_name", "answer_form"),
-                    "prompt_limit",
+                    ("quality", "prompt_limit"),
                     ("default", "active"),
                 )
             },

@@ -1,4 +1,4 @@
-"""The tenants' page once more, with the list of models to choose from, which tokens knows nothing of."""
+"""The list of models to choose from, which tokens knows nothing of: on the tenants' page, and for tokens."""
 
 from typing import Any
 
@@ -10,8 +10,18 @@ from gateway.models import Model
 from tokens.admin.tenantforms import TenantForm
 from tokens.admin.tenants import TenantAdmin
 from tokens.models import Tenant
+from tokens.offering import models_from
 
 admin.site.unregister(Tenant)
+
+
+def offered() -> list[str]:
+    """The names of the models that can be called."""
+    listed = Model.objects.filter(active=True, provider__active=True).order_by("name")
+    return list(listed.values_list("name", flat=True))
+
+
+models_from(offered)  # for tokens, too
 
 
 class ServedTenantForm(TenantForm):
@@ -25,8 +35,7 @@ class ServedTenantForm(TenantForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        offered = Model.objects.filter(active=True, provider__active=True).order_by("name")
-        names = list(offered.values_list("name", flat=True))
+        names = offered()
         choices = [("", "the default model"), *((name, name) for name in names)]
         present = self.instance.model
         if present and present not in names:

@@ -83,6 +83,19 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "quality",
+                    models.CharField(
+                        blank=True,
+                        help_text="That the provider is asked for, such as high. Empty: its own choice. Prices may depend on it.",
+                        max_length=16,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[a-z0-9_-]+\\Z", "Small letters, digits, - and _ only, such as high."
+                            )
+                        ],
+                    ),
+                ),
+                (
                     "prompt_limit",
                     models.PositiveIntegerField(
                         default=32000,

@@ -3,7 +3,8 @@
 import random
 from dataclasses import dataclass, field
 
-from gateway import catalog, encryption
+from config import encryption
+from gateway import catalog
 from gateway.models import Model, ModelSize, Provider, ProviderKey
 from tests.chaos.environment import SANDBOX_KEY
 from tokens import issuing

@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import messages
+from django.contrib.admin import ShowFacets
 from django.contrib.postgres.fields import ArrayField
 from django.db import transaction
 from django.db.models import QuerySet
@@ -14,10 +15,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from unfold.admin import ModelAdmin
+from unfold.paginator import InfinitePaginator
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from tokens import directory
+from tokens.admin.scoping import OwnRows, row_id
 from tokens.admin.standing import read_use
 from tokens.admission.connection import StoreUnavailable
 from tokens.errors import Refused
@@ -25,16 +27,18 @@ from tokens.issuing import Scope
 from tokens.outbox import Published
 
 STORE_AWAY = "The admission store did not answer: this takes effect when it is back."
-ID_DIGITS = 18  # a bigint has at least these
 
 logger = logging.getLogger(__name__)
 
 
-class ScopeAdmin(ModelAdmin):
+class ScopeAdmin(OwnRows):
     """A page of a tenant, a member or a token: with its use of each limit, and no way to delete it."""
 
     change_form_outer_before_template = "admin/scope.html"
     list_per_page = 50
+    paginator = InfinitePaginator  # never counts
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER
     formfield_overrides: Mapping[Any, Any] = {ArrayField: {"widget": UnfoldAdminTextInputWidget}}
 
     def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
@@ -127,12 +131,6 @@ class ScopeAdmin(ModelAdmin):
             "back": self.page_url(obj.pk),
         }
         return TemplateResponse(request, "admin/confirm.html", context)
-
-
-def row_id(text: Any) -> int | None:
-    """An id as an address has it; None for what can't be one (`isdigit` alone lets through ² and endless numbers)."""
-    written = str(text)
-    return int(written) if written.isascii() and written.isdigit() and len(written) <= ID_DIGITS else None
 
 
 def warn_if_waiting(request: HttpRequest, changed: Published) -> None:

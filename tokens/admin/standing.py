@@ -109,10 +109,10 @@ def read_use(scope: Scope) -> Use:
         periods.day,
         periods.month,
         zone.key,
-        {name: _figures(raw) for name, raw in zip(counters, replies, strict=False)},
+        {name: figures_of(raw) for name, raw in zip(counters, replies, strict=False)},
         replies[2],
         [
-            _meter(owner, limit, _figures(replies[3 + at]), int(left[2 * at]), int(left[2 * at + 1]), now, zone)
+            _meter(owner, limit, figures_of(replies[3 + at]), int(left[2 * at]), int(left[2 * at + 1]), now, zone)
             for at, (owner, limit) in enumerate(limits)
         ],
     )
@@ -125,10 +125,10 @@ def today_of(tenants: Iterable[Tenant]) -> dict[int, Figures]:
     with answered():
         pipeline = store(PAGE_SECONDS).pipeline(transaction=False)
         for tenant in listed:
-            day = open_periods(_calendar(tenant), now).day
+            day = open_periods(calendar_of(tenant), now).day
             pipeline.hmget(keys.use(records.shard_of(tenant.pk), _name(tenant), f"day:{day}"), FIELDS)
         replies = pipeline.execute()
-    return {tenant.pk: _figures(raw) for tenant, raw in zip(listed, replies, strict=True)}
+    return {tenant.pk: figures_of(raw) for tenant, raw in zip(listed, replies, strict=True)}
 
 
 def _limits(scope: Scope) -> list[tuple[Scope, Limit]]:
@@ -158,12 +158,13 @@ def _principal(scope: Scope, limits: Sequence[tuple[Scope, Limit]]) -> Principal
         networks=(),
         origins=frozenset(),
         model="",
-        calendar=_calendar(tenant),
+        calendar=calendar_of(tenant),
         limits=tuple(ScopedLimit(_kind(owner), _record(limit)) for owner, limit in limits),
     )
 
 
-def _calendar(tenant: Tenant) -> Calendar:
+def calendar_of(tenant: Tenant) -> Calendar:
+    """A tenant's calendar, as the store's record of it has it."""
     changes_at = tenant.next_timezone_from
     return Calendar(tenant.timezone, tenant.next_timezone, int(changes_at.timestamp()) if changes_at else 0)
 
@@ -187,7 +188,8 @@ def _period_name(limit: Limit, plan: Plan) -> str:
     return names.get(Period(limit.period), f"total:{limit.pk}")
 
 
-def _figures(raw: Sequence[bytes | None]) -> Figures:
+def figures_of(raw: Sequence[bytes | None]) -> Figures:
+    """A use counter's `FIELDS` as the store answers them."""
     numbers = [int(value or 0) for value in raw]
     return Figures(dict(zip(METRICS, numbers[:3], strict=True)), dict(zip(METRICS, numbers[3:], strict=True)))
 
@@ -199,10 +201,11 @@ def _meter(
     quota = limit.period in {Period.DAY, Period.MONTH, Period.TOTAL}
     used = figures.used[limit.metric] if quota else (limit.burst or limit.amount) - remaining
     reserved = figures.reserved[limit.metric] if quota else 0
-    return Meter(_kind(owner), limit, used, reserved, remaining, _resets(limit, reset, now, zone))
+    return Meter(_kind(owner), limit, used, reserved, remaining, resets_of(limit, reset, now, zone))
 
 
-def _resets(limit: Limit, reset: int, now: float, zone: ZoneInfo) -> str:
+def resets_of(limit: Limit, reset: int, now: float, zone: ZoneInfo) -> str:
+    """For people, when a limit is whole again, which is in `reset` microseconds (-1: never)."""
     if limit.metric == Metric.CONCURRENT:
         return "frees as calls end"
     if reset < 0:
@@ -210,4 +213,4 @@ def _resets(limit: Limit, reset: int, now: float, zone: ZoneInfo) -> str:
     if limit.period in {Period.DAY, Period.MONTH}:
         at = dt.datetime.fromtimestamp(round(now + reset / 1_000_000), zone)
         return f"resets {at.day} {at:%b %Y, %H:%M} {at.tzname()}"
-    return f"whole again in {-(-reset // 1_000_000)} s" if reset else "whole"
+    return f"all of it is free again in {-(-reset // 1_000_000)} s" if reset else "all of it is free"

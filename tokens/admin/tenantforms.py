@@ -15,7 +15,7 @@ class TenantForm(ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Tenant
-        fields = ("name", "slug", "timezone", "model", "origins")
+        fields = ("name", "slug", "timezone", "model", "origins", "plan", "unresolved_policy")
         widgets = {
             "timezone": UnfoldAdminSelect2Widget(
                 choices=[(name, name) for name in sorted(zoneinfo.available_timezones())]

@@ -10,11 +10,11 @@ from unfold.contrib.filters.admin import DropdownFilter
 
 from tokens.models import ProxyToken, Secret, Status, TokenStatus
 
-SOON = dt.timedelta(days=7)
+SOON = dt.timedelta(days=14)
 TEXTS = {
     "active": "Active",
     "unused": "Never used",
-    "soon": "Expiring soon",
+    "soon": "Expires within 14 days",
     "grace": "In grace",
     "suspended": "Suspended",
     "expired": "Expired",
@@ -40,6 +40,16 @@ def live_secrets(token: ProxyToken, at: dt.datetime) -> list[Secret]:
 def last_used_at(token: ProxyToken) -> dt.datetime | None:
     """When any of its secrets was last used, as far as the books know."""
     return max((secret.last_used_at for secret in token.secrets.all() if secret.last_used_at), default=None)
+
+
+def last_used_in_words(token: ProxyToken) -> str:
+    """When, from where and by what it was last used."""
+    used = [secret for secret in token.secrets.all() if secret.last_used_at is not None]
+    if not used:
+        return "never, as far as the books know"
+    last = max(used, key=lambda secret: secret.last_used_at or secret.created_at)
+    by = f" by {last.last_used_by}" if last.last_used_by else ""
+    return f"{last.last_used_at:%Y-%m-%d %H:%M} UTC, from {last.last_used_from or 'an unknown address'}{by}"
 
 
 def status_of(token: ProxyToken) -> str:

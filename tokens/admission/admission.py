@@ -42,7 +42,8 @@ class Decision:
     `status`: ADMITTED · INVALID (the token doesn't count any more) · STALE (records changed, reload) · PERIOD (the
     day turned, try again) · GENERATION (the store was replaced) · NOT_READY · STOPPED · BACKLOG · MISMATCH, IN_FLIGHT
     and REPLAY (idempotency; `request_id` is the first call's, `answer` what it was answered) · EXCEEDS and REFUSED
-    (`limit` is the one to name, `retry_after` whole seconds, 0: never) · REPEATED (this request id is known).
+    (`limit` is the one to name, `reserved` what calls under way hold of it, `retry_after` whole seconds, 0: never) ·
+    REPEATED (this request id is known).
     """
 
     status: str
@@ -51,6 +52,7 @@ class Decision:
     retry_after: int = 0
     request_id: str = ""
     answer: bytes = b""
+    reserved: int = 0
 
 
 def _standings(plan: Plan, flat: Sequence[int]) -> tuple[Standing, ...]:
@@ -111,7 +113,8 @@ async def admit(
     if status == "REFUSED":
         wait = reply[2]
         retry_after = max(1, math.ceil(wait / 1_000_000)) if wait >= 0 else 0
-        return Decision(status, _standings(plan, reply[3]), plan.limits[reply[1] - 1], retry_after)
+        limit = plan.limits[reply[1] - 1]
+        return Decision(status, _standings(plan, reply[3]), limit, retry_after, reserved=reply[4])
     if status in {"REPLAY", "IN_FLIGHT"}:
         answer = reply[2] if status == "REPLAY" else b""
         return Decision(status, request_id=reply[1].decode(), answer=answer)

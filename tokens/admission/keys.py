@@ -8,6 +8,8 @@ DIRECTORY = "directory"  # hash: `complete` = 1 when every token is in the store
 CATALOG = "catalog"  # string: the providers and models, published by gateway.catalog
 EXCEEDED = "exceeded"  # hash: `model:size` -> the bound, in tokens an image, that the provider has exceeded
 EXPIRED = "expired"  # integer: calls that the lease ended, since the store was made; for the metrics
+DECISIONS = "decisions"  # stream: why calls weren't admitted, the last 200,000 or so; for people who ask
+NOBODY = "nobody"  # the tally's zone of calls whose token isn't known
 GROUP = "ledger"  # the consumer group that drains the usage streams
 
 
@@ -84,3 +86,26 @@ def usage(shard: int) -> str:
 def idempotency(shard: int, token_id: int, key_hash: str) -> str:
     """Hash: fingerprint, request id, state and answer under an idempotency key."""
     return f"{{s{shard}}}:idempotency:{token_id}:{key_hash}"
+
+
+# Telemetry (gateway.telemetry): nothing is decided or invoiced by it, and it may be lost. `day` is the tenant's own.
+
+
+def tally(shard: int, tenant_id: int, day: str) -> str:
+    """Hash: outcome or latency bucket -> calls of a tenant on a day."""
+    return f"{{s{shard}}}:tally:{tenant_id}:{day}"
+
+
+def zone_tally(zone: str, day: str) -> str:
+    """The same for all tenants of a time zone; for calls whose token isn't known in the zone `NOBODY`, by UTC."""
+    return f"tally:{{{zone}}}:{day}"
+
+
+def tally_hours(tally_key: str) -> str:
+    """Beside a tally, hash ``<hours since the day began>:<served, refused or failed>`` -> calls."""
+    return f"{tally_key}:hours"
+
+
+def tally_refused(tally_key: str) -> str:
+    """Beside a tally, sorted set ``<tenant>:<token>:<error type>`` by the number of calls that were refused so."""
+    return f"{tally_key}:refused"

@@ -271,7 +271,7 @@ def read_principal(
         accepted_until=int(token.get(b"secret:%d" % secret_id, b"-1")),
         networks=share(tuple(ipaddress.ip_network(text) for text in _strings_decoder.decode(token[b"networks"]))),
         origins=share(frozenset(text.lower() for text in _strings_decoder.decode(tenant[b"origins"]))),
-        model=share(tenant[b"model"].decode()),
+        model=share((token.get(b"model") or tenant[b"model"]).decode()),
         calendar=share(
             Calendar(
                 tenant[b"timezone"].decode(), tenant[b"next_timezone"].decode(), int(tenant[b"next_timezone_from"])

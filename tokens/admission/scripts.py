@@ -52,3 +52,15 @@ def finish() -> Script:
 def standing() -> Script:
     """Reads what is left of limits."""
     return _assemble("standing", " flags=no-writes", "limits.lua", "standing.lua")
+
+
+@cache
+def tally() -> Script:
+    """Adds up a web process's telemetry; refused when memory is full."""
+    return _assemble("tally", "", "tally.lua")
+
+
+@cache
+def remember() -> Script:
+    """Keeps why calls weren't admitted; refused when memory is full."""
+    return _assemble("remember", "", "remember.lua")

@@ -1,20 +1,21 @@
 """What the commands about tenants, tokens and limits share: finding what is named, and errors as one sentence."""
 
 import datetime as dt
-import os
-import pwd
 import re
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
+from django.utils.timezone import now
 
-from tokens import directory, issuing
+from tokens import actors, directory, issuing
+from tokens.actors import operator as operator
 from tokens.admission.connection import StoreUnavailable
 from tokens.errors import DATABASE_DOWN, Refused
 from tokens.issuing import Scope
 from tokens.models import Membership, ProxyToken, Tenant
+from tokens.offering import require_offered
 from tokens.outbox import Published
 
 MOST_HOURS = 24 * 36_500
@@ -31,9 +32,10 @@ class VerbCommand(BaseCommand):
     requires_system_checks = []
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        """Carry out the verb."""
+        """Carry out the verb; the audit trail tells who ran the command."""
         try:
-            getattr(self, f"do_{options['verb'].replace('-', '_')}")(options)
+            with actors.acting_as(actors.of_command()):
+                getattr(self, f"do_{options['verb'].replace('-', '_')}")(options)
         except ValidationError as exc:
             raise CommandError(sentence(exc)) from exc
         except (Refused, StoreUnavailable) as exc:
@@ -49,16 +51,6 @@ class VerbCommand(BaseCommand):
         """Say so when the admission store has yet to learn of a change."""
         if directory.is_waiting(changed):
             self.note("The admission store did not answer: this takes effect when it is back.")
-
-
-def operator() -> str:
-    """Who runs the command, for what it changes: the command line and, in brackets, the operating system's user."""
-    number = os.getuid()
-    try:
-        name = pwd.getpwuid(number).pw_name
-    except KeyError:  # as in a container that runs under any number
-        name = f"uid {number}"
-    return f"command line ({name})"
 
 
 def sentence(exc: ValidationError) -> str:
@@ -104,6 +96,12 @@ def find_token(token_id: int) -> ProxyToken:
     if token is None:
         raise Refused(f"There is no token {token_id}.")
     return token
+
+
+def no_password_yet(email: str) -> str:
+    """What is missing before somebody with a role can sign in."""
+    ways = f"`manage.py user invite {email}`, or set one with `manage.py changepassword {email}`"
+    return f"There is no password yet: mail them a link with {ways}."
 
 
 def add_scope_arguments(parser: ArgumentParser) -> None:
@@ -158,9 +156,24 @@ def parse_expiry(text: str, tenant: Tenant, at: dt.datetime) -> dt.datetime:
         raise Refused(f"{text!r} is not an expiry: write 90d, 12h, or a date such as 2027-01-31.") from exc
 
 
+def read_expiry(text: str, tenant: Tenant) -> dt.datetime:
+    """A time to come, in the tenant's time zone. Raises Refused."""
+    expires_at = parse_expiry(text, tenant, now())
+    if expires_at <= now():
+        raise Refused(issuing.TOO_LATE)
+    return expires_at
+
+
 def issue_options(options: dict[str, Any], at: dt.datetime) -> tuple[Membership, dict[str, Any]]:
     """The member to issue for, added if missing, and the verb's other arguments. Within a transaction."""
     tenant = find_tenant(options["tenant"])
     expires_at = parse_expiry(options["expires"], tenant, at) if options["expires"] else None
     member = issuing.add_member(tenant, options["user"])
-    return member, {"expires_at": expires_at, "limit_texts": options["limit"], "created_by": operator()}
+    return member, {
+        "expires_at": expires_at,
+        "networks": options["network"],
+        "model": require_offered(options["model"]),
+        "limit_texts": options["limit"],
+        "created_by": operator(),
+        "usual_limits": not options["without_usual_limits"],
+    }

@@ -4,20 +4,18 @@ import datetime as dt
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import LogEntry
-from django.contrib.contenttypes.models import ContentType
-from django.db import transaction
 from django.db.models import F, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.timezone import now
 from unfold.contrib.filters.admin import DropdownFilter
 from unfold.dataclasses import UnfoldAction
 from unfold.decorators import action, display
 
+from tokens.audit import AuditEntry, Verb
+from usage import alarms
 from usage.admin.readonly import UnchangeableAdmin, in_one_line
 from usage.admin.reasons import ask_for_many
 from usage.admin.resolvingforms import ReasonForm
@@ -108,7 +106,7 @@ class AlarmAdmin(UnchangeableAdmin):
         back = reverse("admin:usage_alarm_change", args=(alarm.pk,))
         form = ReasonForm(request.POST if request.method == "POST" else None)
         if form.is_valid():
-            closed = self._close(request, [alarm], form.cleaned_data["reason"])
+            closed = alarms.deal_with([alarm], form.cleaned_data["reason"])
             messages.success(request, "Dealt with." if closed else "It was over already.")
             return HttpResponseRedirect(back)
         context = {
@@ -126,32 +124,22 @@ class AlarmAdmin(UnchangeableAdmin):
     @action(description="Mark as dealt with", permissions=["close"])
     def close(self, request: HttpRequest, queryset: QuerySet[Alarm]) -> HttpResponse | None:
         """Ask why, then close those of the selected that are open."""
-        alarms = list(queryset.filter(closed_at=None))
-        if not alarms:
+        open_ones = list(queryset.filter(closed_at=None))
+        if not open_ones:
             messages.info(request, "All of these are closed.")
             return None
         reason = ask_for_many(
             self,
             request,
-            title=f"Mark {_alarms(len(alarms))} as dealt with?",
+            title=f"Mark {_alarms(len(open_ones))} as dealt with?",
             text=LATER,
             submit_text="Mark as dealt with",
             back=reverse("admin:usage_alarm_changelist"),
         )
         if not isinstance(reason, str):
             return reason
-        messages.success(request, f"{_alarms(self._close(request, alarms, reason))} closed.")
+        messages.success(request, f"{_alarms(alarms.deal_with(open_ones, reason))} closed.")
         return None
-
-    def _close(self, request: HttpRequest, alarms: list[Alarm], reason: str) -> int:
-        """Close open alarms and note why, who and when; returns how many were still open."""
-        closed = 0
-        with transaction.atomic():
-            for alarm in alarms:
-                if Alarm.objects.filter(pk=alarm.pk, closed_at=None).update(closed_at=now()):
-                    self.log_change(request, alarm, f"Dealt with: {reason}")
-                    closed += 1
-        return closed
 
     @display(description="state", label={"open": "danger", "closed": "success"})
     def shown_state(self, alarm: Alarm) -> tuple[str, str]:
@@ -192,10 +180,9 @@ class AlarmAdmin(UnchangeableAdmin):
         """By itself, or who closed it and why."""
         if alarm.closed_at is None:
             return "–"
-        kind = ContentType.objects.get_for_model(Alarm)
-        told = LogEntry.objects.filter(content_type=kind, object_id=str(alarm.pk), action_time__gte=alarm.closed_at)
-        entry = told.order_by("id").first()
-        return f"{entry.change_message} ({entry.user})" if entry else "By itself: what it told of is right again."
+        told = AuditEntry.objects.filter(object_type=alarm._meta.label_lower, object_id=str(alarm.pk))
+        entry = told.filter(verb=Verb.DEALT_WITH, at__gte=alarm.closed_at).order_by("id").first()
+        return f"Dealt with: {entry.reason} ({entry.actor})" if entry else "By itself: what it told of is right again."
 
     @display(description="message")
     def shown_message(self, alarm: Alarm) -> str:

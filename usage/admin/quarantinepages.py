@@ -55,8 +55,8 @@ class OpenFilter(DropdownFilter):
 class QuarantinedEventAdmin(UnchangeableAdmin):
     """Events that couldn't be booked, with what became of them."""
 
-    list_display = ("number", "shown_at", "state", "shown_tenant", "call", "shown_error", "message")
-    list_display_links = ("number", "shown_at")
+    list_display = ("shown_at", "state", "shown_tenant", "call", "shown_error", "message")
+    list_display_links = ("shown_at",)
     list_per_page = 50
     sortable_by = ()
     ordering = (F("resolved_at").desc(nulls_first=True), "-id")

@@ -7,22 +7,25 @@ from typing import Any, Self
 from asgiref.sync import sync_to_async
 from django.contrib.admin import ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import ERROR_FLAG
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, StreamingHttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin
 from unfold.decorators import action
 from unfold.paginator import InfinitePaginator
 
+from tokens.admin.history import note_download
+from tokens.admin.scoping import OwnRows
+from tokens.roles import sees_margins
+from usage.admin.paging import PagesByKey
 from usage.exports import csv_pieces
 
 PATIENCE_SECONDS = 60
 
 
-class UnchangeableAdmin(ModelAdmin):
+class UnchangeableAdmin(OwnRows):
     """Rows that nobody adds, changes or deletes by hand; what may be done with them is an action with its own right."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -37,17 +40,12 @@ class UnchangeableAdmin(ModelAdmin):
         """Nobody."""
         return False
 
-    def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """The list by the filters in force. PostgreSQL takes no NUL, which Django leaves to it."""
-        if any("\0" in value for values in request.GET.lists() for value in values[1]):
-            raise IncorrectLookupParameters
-        return super().get_changelist_instance(request)
-
 
 class ReadOnlyAdmin(UnchangeableAdmin):
     """A list of rows to look at and to download, by the filters in force. `csv_columns`: heading -> lookup."""
 
     csv_columns: dict[str, str] = {}
+    margin_columns: dict[str, str] = {}  # further ones, for those who may see what providers ask
     csv_name = "usage"
     paginator = InfinitePaginator  # never counts
     show_full_result_count = False
@@ -57,6 +55,10 @@ class ReadOnlyAdmin(UnchangeableAdmin):
     list_per_page = 50
     actions: tuple[str, ...] = ("selected_csv",)
     actions_list: tuple[str, ...] = ("csv",)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """A list that nobody can sort otherwise goes by its ids, however long it is."""
+        return PagesByKey if tuple(self.ordering or ()) == ("-id",) and self.sortable_by == () else ChangeList
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseBase:
         """The list; its download keeps the list's filters."""
@@ -74,18 +76,30 @@ class ReadOnlyAdmin(UnchangeableAdmin):
             options = self.model._meta
             listed = reverse(f"admin:{options.app_label}_{options.model_name}_changelist")
             return HttpResponseRedirect(f"{listed}?{ERROR_FLAG}=1")
-        return self.stream(rows)
+        note_download(request, self.model, request.GET.urlencode() or "all rows")
+        return self.stream(request, rows)
 
     @action(description="Download selected rows as CSV", permissions=["view"])
     def selected_csv(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:
         """The selected rows."""
-        return self.stream(queryset)
+        note_download(request, self.model, f"{len(request.POST.getlist('_selected_action'))} selected rows")
+        return self.stream(request, queryset)
 
-    def stream(self, queryset: QuerySet[Any]) -> HttpResponseBase:
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Filters typed by hand tell nobody what they may not see: prices say what providers ask, too."""
+        hidden = lookup.partition("__")[0] in {"price", "price_id"}
+        return super().lookup_allowed(lookup, value, request) and (not hidden or _sees_margins(request))
+
+    def stream(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:
         """A CSV file, read and sent piece by piece."""
         headers = {"Content-Disposition": f'attachment; filename="{self.csv_name}.csv"', "Cache-Control": "no-store"}
-        pieces = Pieces(csv_pieces(queryset, self.csv_columns))
+        columns = self.csv_columns | self.margin_columns if _sees_margins(request) else self.csv_columns
+        pieces = Pieces(csv_pieces(queryset, columns))
         return StreamingHttpResponse(pieces, content_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _sees_margins(request: HttpRequest | None) -> bool:
+    return request is not None and sees_margins(request.user)
 
 
 def in_one_line(text: str) -> SafeString:

@@ -9,13 +9,16 @@ from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.defaultfilters import pluralize
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, FieldTextFilter
+from unfold.contrib.filters.admin import FieldTextFilter
 from unfold.decorators import action, display
 
+from tokens.admin.scoping import TenantFilter
+from tokens.roles import narrow
 from usage import resolving
 from usage.admin.daily import ModelFilter
 from usage.admin.ledgerpages import DayFilter, UsageRecordAdmin, rows_url
@@ -43,7 +46,7 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
 
     list_display = ("when", "tenant_slug", "caller", "drawn_by", "asked_for", "bound", "shown_reason", "call")
     list_filter = (
-        ("tenant", AutocompleteSelectFilter),
+        ("tenant", TenantFilter),
         ModelFilter,
         ("reason", FieldTextFilter),
         ("day", DayFilter),
@@ -88,7 +91,8 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
     def _gone(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """To the ledger's page of a call that was resolved meanwhile; else back to the list."""
         number = object_id if object_id.isascii() and object_id.isdigit() and len(object_id) < ID_DIGITS else None
-        if number and UsageRecord.objects.filter(pk=number).exists():
+        own = narrow(UsageRecord.objects.all(), request.user, "usage.view_usagerecord", self.tenant_field)
+        if number and own.filter(pk=number).exists():
             messages.info(request, "This call is resolved.")
             return HttpResponseRedirect(reverse("admin:usage_usagerecord_change", args=(number,)))
         answer: HttpResponse = self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
@@ -101,8 +105,8 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
             ("Tenant", call.tenant),
             ("Member", call.member.user.email),
             ("Token", call.token.name),
-            ("Model", f"{call.model}, {call.size}, {call.n}\u00a0×"),
-            ("Bound", f"{call.charged_tokens:,} tokens"),
+            ("Model", f"{call.model}, {call.size}, {call.n:,} image{pluralize(call.n)}"),
+            ("At most", f"{call.charged_tokens:,} tokens"),
             ("Why it isn't known", _why(call.reason)),
             ("Provider, its request id", f"{call.provider or '–'}, {call.provider_request_id or 'unknown'}"),
         ]
@@ -218,12 +222,12 @@ class UnresolvedCallAdmin(UsageRecordAdmin):
 
     # Columns
 
-    @display(description="n")
+    @display(description="images")
     def asked_for(self, row: UnresolvedCall) -> int:
         """Images asked for."""
         return row.n
 
-    @display(description="bound, tokens")
+    @display(description="tokens at most")
     def bound(self, row: UnresolvedCall) -> SafeString:
         """What it can have cost at most."""
         return in_one_line(f"{row.charged_tokens:,}")

@@ -164,11 +164,11 @@ def _command(path: Path, days: Days) -> str:
 def _write_table(totals: Totals, again: str, out: OutputWrapper) -> None:
     """Sums by what was found, then what can be done about each finding."""
     rows = [(finding, totals.rows[finding]) for finding in Finding if finding in totals.rows]
-    out.write(f"{'':<{WIDEST}}{'calls':>10}{'tokens drawn':>16}{'tokens charged':>16}")
+    out.write(f"{'':<{WIDEST}}{'calls':>10}{'tokens drawn':>24}{'tokens charged':>24}")
     for finding, (calls, drawn, charged) in rows:
-        out.write(f"{finding.value:<{WIDEST}}{calls:>10,}{drawn:>16,}{charged:>16,}")
+        out.write(f"{finding.value:<{WIDEST}}{calls:>10,}{drawn:>24,}{charged:>24,}")
     calls, drawn, charged = (sum(column) for column in zip((0, 0, 0), *(row for _, row in rows), strict=True))
-    out.write(f"{'total':<{WIDEST}}{calls:>10,}{drawn:>16,}{charged:>16,}")
+    out.write(f"{'total':<{WIDEST}}{calls:>10,}{drawn:>24,}{charged:>24,}")
     for finding, _ in rows:
         if finding in ADVICE:
             out.write(f"\n{finding.value}:\n  {ADVICE[finding].replace('{again}', again)}")

@@ -1,8 +1,8 @@
 // The page that shows a new secret. Loading it again must not issue another one, so its address becomes the token's.
-const page = document.getElementById("fresh-secret");
-history.replaceState(null, "", page.dataset.page);
+const fresh = document.getElementById("fresh-secret");
+history.replaceState(null, "", fresh.dataset.page);
 
-for (const button of page.querySelectorAll("[data-copies]")) {
+for (const button of fresh.querySelectorAll("[data-copies]")) {
   const field = document.getElementById(button.dataset.copies);
   field.addEventListener("focus", () => field.select());
   button.addEventListener("click", async () => {

@@ -100,7 +100,9 @@ if exceeded > 0 then
   return {'EXCEEDS', exceeded, standing}
 end
 if refused > 0 then
-  return {'REFUSED', refused, wait, standing}
+  local limit = limits[refused]
+  local held = limit.kind == 'quota' and uses[limit.use][limit.metric + 3] or 0
+  return {'REFUSED', refused, wait, standing, tonumber(held)}
 end
 if redis.call('XLEN', KEYS[7]) >= tonumber(ARGV[16]) then
   return {'BACKLOG'}

@@ -6,6 +6,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from tokens import issuing, stopping
+from tokens.errors import Refused
 from tokens.management.base import (
     VerbCommand,
     find_tenant,
@@ -15,11 +16,14 @@ from tokens.management.base import (
     one_line,
     operator,
     parse_duration,
+    read_expiry,
 )
-from tokens.models import ProxyToken, Secret
+from tokens.models import ProxyToken, Secret, TokenStatus
+from tokens.offering import require_offered
 
 VERBS_OF_ONE = {
     "show": "all about a token but its secret",
+    "set": "change a token; what isn't given stays",
     "rotate": "give a token a new secret, printed alone on standard output",
     "revoke": "revoke a token for good, or end the old secret of a rotation",
     "end-grace": "end the old secret of a rotation now",
@@ -27,7 +31,7 @@ VERBS_OF_ONE = {
 
 
 class Command(VerbCommand):
-    help = "Issue, list, show, rotate, revoke and import proxy tokens."
+    help = "Issue, list, show, change, rotate, revoke and import proxy tokens."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -43,6 +47,13 @@ class Command(VerbCommand):
             verb.add_argument(
                 "--limit", action="append", default=[], metavar="LIMIT", help="such as images:500/day; may be repeated"
             )
+            verb.add_argument(
+                "--network", action="append", default=[], metavar="NET", help="such as 203.0.113.0/24; may be repeated"
+            )
+            verb.add_argument("--model", default="", metavar="NAME", help="answers its calls, instead of the tenant's")
+            verb.add_argument(
+                "--without-usual-limits", action="store_true", help="without what the tenant's plan gives to new tokens"
+            )
         listing = verbs.add_parser(
             "list", help="one line a token: id, name, tenant, user, status, first characters, expiry, last use"
         )
@@ -50,6 +61,13 @@ class Command(VerbCommand):
         of_one = {name: verbs.add_parser(name, help=text) for name, text in VERBS_OF_ONE.items()}
         for verb in of_one.values():
             verb.add_argument("token_id", type=int, metavar="TOKEN_ID", help="its id, as `token list` shows it")
+        changing = of_one["set"]
+        changing.add_argument("--name", help="what the token is for")
+        changing.add_argument("--expires", metavar="WHEN", help="90d, 12h, a date such as 2027-01-31, or never")
+        changing.add_argument("--model", metavar="NAME", help='answers its calls; "" for the tenant\'s')
+        networks = changing.add_mutually_exclusive_group()
+        networks.add_argument("--network", action="append", metavar="NET", help="the only ones; may be repeated")
+        networks.add_argument("--all-networks", action="store_true", help="wherever it is used from")
         of_one["rotate"].add_argument(
             "--grace", default="24h", metavar="DURATION", help="how long the old one is accepted (default: 24h)"
         )
@@ -94,6 +112,7 @@ class Command(VerbCommand):
             "created": f"{moment(token.created_at)} by {token.created_by or 'unknown'}",
             "expires": moment(token.expires_at),
             "networks": ", ".join(token.networks) or "all",
+            "model": token.model or "the tenant's",
             "limits": ", ".join(str(limit) for limit in issuing.limits_of(token)) or "none of its own",
         }
         if token.revoked_at is not None:
@@ -103,6 +122,32 @@ class Command(VerbCommand):
             self.stdout.write(f"{name + ':':<10} {' '.join(str(value).split())}")
         for secret in token.secrets.all():
             self.stdout.write(f"{'secret:':<10} {_describe_secret(secret)}")
+
+    def do_set(self, options: dict[str, Any]) -> None:
+        """Change what is given."""
+        with transaction.atomic():
+            token = self._set(options)
+        self.stdout.write(f"Token {token.pk} is changed.")
+        self.note_if_waiting(token)
+
+    def _set(self, options: dict[str, Any]) -> ProxyToken:
+        token = ProxyToken.objects.select_for_update(no_key=True).get(pk=find_token(options["token_id"]).pk)
+        if token.status == TokenStatus.REVOKED:
+            raise Refused(f"Token {token.pk} is revoked, which is final. Issue another one.")
+        given: dict[str, Any] = {name: options[name] for name in ("name", "model") if options[name] is not None}
+        require_offered(given.get("model", ""))
+        if options["expires"]:
+            forever = options["expires"] == "never"
+            given["expires_at"] = None if forever else read_expiry(options["expires"], token.tenant)
+        if options["network"] or options["all_networks"]:
+            given["networks"] = options["network"] or []
+        if not given:
+            raise Refused("Say what to change, such as --expires or --network.")
+        for name, value in given.items():
+            setattr(token, name, value)
+        token.full_clean()
+        token.save(update_fields=list(given))
+        return token
 
     def do_rotate(self, options: dict[str, Any]) -> None:
         """Give a token a new secret."""

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from tokens.management.base import VerbCommand
-from usage.management import quarantine, reconciling, reporting, resolving
+from usage.management import closing, pricing, quarantine, reconciling, reporting, resolving
 
 
 class Command(VerbCommand):
@@ -18,6 +18,9 @@ class Command(VerbCommand):
         resolve = verbs.add_parser("resolve", help="decide what such calls cost")
         resolving.add_resolving_arguments(resolve)
         quarantine.add_arguments(verbs.add_parser("quarantine", help="deal with events that couldn't be booked"))
+        pricing.add_arguments(verbs.add_parser("price", help="what calls cost: list, set, import"))
+        closing.add_closing_arguments(verbs.add_parser("close", help="close months: statements that never change"))
+        closing.add_verifying_arguments(verbs.add_parser("verify", help="see whether closed months are as they were"))
         reconciling.add_arguments(verbs.add_parser("reconcile", help="compare the ledger with store or provider"))
 
     def do_report(self, options: dict[str, Any]) -> None:
@@ -36,6 +39,18 @@ class Command(VerbCommand):
         """Events that couldn't be booked."""
         quarantine.run(options, self.stdout, self.stderr)
 
+    def do_price(self, options: dict[str, Any]) -> None:
+        """The price book."""
+        pricing.run(options, self.stdout, self.stderr)
+
     def do_reconcile(self, options: dict[str, Any]) -> None:
         """The store's counters or a provider's account against the ledger."""
         reconciling.run(options, self.stdout, self.stderr)
+
+    def do_close(self, options: dict[str, Any]) -> None:
+        """Months that never change again."""
+        closing.close(options, self.stdout, self.stderr)
+
+    def do_verify(self, options: dict[str, Any]) -> None:
+        """Whether closed months are as they were."""
+        closing.run_verify(options, self.stdout)

@@ -43,6 +43,14 @@ def client_address(peer: str, forwarded: str | None, trusted: Sequence[Network])
     return str(current)
 
 
+def subscriber(address: str) -> str:
+    """What tries are counted under: an IPv4 address as it is, of IPv6 the /64, which one subscriber has whole."""
+    parsed = parse(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return address if parsed is None else str(parsed)
+
+
 @lru_cache(maxsize=4096)  # its keys come from the server, which has them from the kernel
 def _shortest(peer: str) -> str:
     address = parse(peer)

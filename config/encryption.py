@@ -1,4 +1,6 @@
-"""Encryption of providers' keys at rest: Fernet (AES-128-CBC with HMAC-SHA-256) from the cryptography package.
+"""Encryption at rest of secrets that must be read again, such as providers' keys and webhooks' secrets.
+
+Fernet (AES-128-CBC with HMAC-SHA-256) from the cryptography package.
 
 ``ENCRYPTION_KEYS`` is a list of keys as ``Fernet.generate_key()`` makes them. The first encrypts, all decrypt: put a
 new one in front to rotate, and take the old one away once no stored key needs it any more.
@@ -32,8 +34,8 @@ def decrypt(encrypted: bytes) -> str:
         return _cipher(tuple(settings.ENCRYPTION_KEYS)).decrypt(encrypted).decode()
     except InvalidToken as exc:
         raise WrongKey(
-            "A stored provider key can't be opened with ENCRYPTION_KEYS: add the key that it was encrypted with,"
-            " or enter the provider's key again."
+            "A stored secret can't be opened with ENCRYPTION_KEYS: add the key that it was encrypted with,"
+            " or enter the secret again."
         ) from exc
 
 

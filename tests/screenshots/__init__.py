@@ -1,0 +1,1 @@
+"""Pictures of the admin for the documentation, of a stack of their own: ``make screenshots``."""

@@ -1,0 +1,1 @@
+"""Exports: one snapshot of the books, written in many formats with the same totals."""
